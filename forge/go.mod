@@ -1,0 +1,3 @@
+module github.com/bauxite-mesh/bauxite/forge
+
+go 1.26.0
