@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conduit
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/ed25519"
+	"net/netip"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+)
+
+// MaxSignal is the largest body that a HubConnector carries, in bytes.
+const MaxSignal = 16 << 10
+
+// Peer is another node of the mesh as the hub describes it. ID certifies both
+// keys, so a hub cannot exchange them.
+type Peer struct {
+	ID       identity.PeerID
+	Name     string
+	Virtual4 netip.Addr
+	Virtual6 netip.Addr
+	Ed25519  ed25519.PublicKey
+	X25519   *ecdh.PublicKey
+	Tags     []string
+}
+
+// HubConnector is a node's link to its hub. conduit/hub implements it over
+// Connect; conduittest has one in memory; integrators may bring their own.
+type HubConnector interface {
+	// Run keeps the link up until ctx ends, reconnecting with back-off, and tells
+	// ev what it learns. It returns ctx.Err(), or the error that no retry mends.
+	Run(ctx context.Context, ev HubEvents) error
+	// Signal sends body to a peer through the hub and does not block: where the
+	// link is down or its queue is full it returns an error. Safe for concurrent
+	// use, also before and after Run. It keeps no reference to body.
+	Signal(to identity.PeerID, body []byte) error
+}
+
+// HubEvents is what a HubConnector reports. Calls come one at a time, never block
+// for long, and the receiver may keep the arguments.
+type HubEvents interface {
+	// HubState tells whether the link is up; err says why it is down.
+	HubState(connected bool, err error)
+	// PeersSynced replaces the whole set of peers.
+	PeersSynced(peers []Peer)
+	// PeersChanged adds or replaces some peers and deletes others.
+	PeersChanged(upserts []Peer, deletes []identity.PeerID)
+	// Presence tells that a peer came or went at the hub. instance changes each
+	// time the peer comes anew.
+	Presence(id identity.PeerID, online bool, instance uint64)
+	// Policy delivers the policy in force, in the JSON form of package policy.
+	Policy(version uint64, document []byte)
+	// Signaled delivers a body that a peer sent. The hub vouches for from.
+	Signaled(from identity.PeerID, body []byte)
+	// Undeliverable tells that a body for to was not delivered; reason is one
+	// word: offline, unknown, denied, busy, rate or invalid.
+	Undeliverable(to identity.PeerID, reason string)
+}

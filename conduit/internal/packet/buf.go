@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package packet holds what every stage of the packet path shares: the buffer
+// that carries one inner packet, the lane it travels in, and the decoder of its
+// IP and transport headers.
+package packet
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Headroom is the space kept before a packet for the outer header, and Tailroom
+// the space after it for the AEAD's nonce and tag (12 + 16 bytes in FIPS mode,
+// rounded up). MaxInner is the largest inner packet a Buf holds.
+const (
+	Headroom = 16
+	Tailroom = 32
+	MaxInner = 2048 - Headroom - Tailroom
+)
+
+// Buf is a pooled buffer with one packet in it. It has one owner at a time, who
+// passes it on or calls Release.
+type Buf struct {
+	// N is the length of the inner packet, which starts at Headroom.
+	N int
+	// Lane and Peer (a slot of the session table) are set by the stages.
+	Lane Lane
+	// FlowHash spreads flows over bulk queues; 0 where none was computed.
+	FlowHash uint32
+	// Enqueued is the monotonic time in nanoseconds at which the packet entered
+	// its lane.
+	Enqueued int64
+	// Dest is whatever the route stage resolved; only the seal stage reads it.
+	Dest any
+
+	owned atomic.Bool
+	data  [Headroom + MaxInner + Tailroom]byte
+}
+
+var pool = sync.Pool{New: func() any { return new(Buf) }}
+
+// Get takes a buffer from the pool.
+func Get() *Buf {
+	b := pool.Get().(*Buf)
+	b.owned.Store(true)
+	return b
+}
+
+// Release returns b to the pool. Releasing twice panics: it is a bug in the
+// caller and would hand one packet to two peers.
+func (b *Buf) Release() {
+	if !b.owned.CompareAndSwap(true, false) {
+		panic("packet: Buf released twice")
+	}
+	b.N, b.Lane, b.FlowHash, b.Enqueued, b.Dest = 0, 0, 0, 0, nil
+	pool.Put(b)
+}
+
+// Raw returns the whole buffer: Headroom, room for the packet, Tailroom.
+func (b *Buf) Raw() []byte { return b.data[:] }
+
+// Bytes returns the inner packet.
+func (b *Buf) Bytes() []byte { return b.data[Headroom : Headroom+b.N] }

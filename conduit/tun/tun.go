@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package tun gives and takes the inner IP packets: a kernel TUN interface on
+// Linux, the portable water driver elsewhere, and a pipe in memory for tests and
+// for programs that want a mesh without root.
+package tun
+
+// DefaultName and DefaultMTU are the interface's name and MTU where the
+// configuration names none.
+const (
+	DefaultName = "bauxite0"
+	DefaultMTU  = 1350
+)
+
+// Device is a source and sink of whole IP packets, without link header. All
+// methods are safe for concurrent use; Read is called by one goroutine per queue.
+type Device interface {
+	// Name returns the interface's name.
+	Name() string
+	// MTU returns the largest packet that Read returns and Write takes, in bytes.
+	MTU() int
+	// Queues returns how many queues can be read independently: 1, or one per
+	// lane where the kernel steers lanes into queues of their own.
+	Queues() int
+	// BatchSize returns the most packets that one Read returns; at least 1.
+	BatchSize() int
+	// Read blocks until queue has a packet, then takes what is there without
+	// waiting for more: packet i lies at bufs[i][offset:offset+sizes[i]]. len(bufs)
+	// and len(sizes) are equal. After Close it returns an error that Is
+	// net.ErrClosed.
+	Read(queue int, bufs [][]byte, sizes []int, offset int) (n int, err error)
+	// Write delivers packets, each bufs[i][offset:], by way of queue, and returns
+	// how many were taken. It keeps no reference. The bytes before offset may be
+	// overwritten. A packet that the kernel refuses is dropped and reported in
+	// err after the others were tried.
+	Write(queue int, bufs [][]byte, offset int) (n int, err error)
+	// Close ends pending reads, removes the interface and is idempotent.
+	Close() error
+}
