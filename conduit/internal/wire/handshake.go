@@ -1,0 +1,571 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import (
+	"encoding/binary"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+)
+
+// MsgType is the first byte of a handshake message.
+type MsgType uint8
+
+// The handshake messages of BX1.
+const (
+	MsgInvite     MsgType = 1 // A to B
+	MsgOffer      MsgType = 2 // B to A: offer and answer in one
+	MsgConfirm    MsgType = 3 // A to B
+	MsgKnock      MsgType = 4 // B to A: please send an invite
+	MsgCandidates MsgType = 5 // either way, sealed
+	MsgReject     MsgType = 6 // B to A: no session, and why
+	MsgRekey1     MsgType = 8
+	MsgRekey2     MsgType = 9
+	MsgRekey3     MsgType = 10
+)
+
+// Suite names a set of algorithms. Every suite has X25519, ML-KEM-768, Ed25519
+// and HKDF-SHA-256.
+type Suite uint8
+
+// The suites.
+const (
+	SuiteChaCha Suite = 1 // ChaCha20-Poly1305
+	SuiteAES    Suite = 2 // AES-256-GCM, nonce from the counter
+	SuiteFIPS   Suite = 3 // AES-256-GCM, random nonce in the packet
+)
+
+// String returns the name that status and configuration use.
+func (s Suite) String() string {
+	switch s {
+	case SuiteChaCha:
+		return "chacha20poly1305"
+	case SuiteAES:
+		return "aes256gcm"
+	case SuiteFIPS:
+		return "aes256gcm-fips"
+	}
+	return "unknown"
+}
+
+// Capability bits of INVITE and OFFER. Unknown bits are ignored.
+const (
+	CapPartialChecksum = 1 << 0 // takes TypeDataPartial
+	CapReport          = 1 << 1 // sends TypeReport
+	CapRekey           = 1 << 2 // takes part in the in-band rekey
+)
+
+// Sizes of fixed fields.
+const (
+	SIDLen        = 16
+	X25519Len     = 32
+	EncapKeyLen   = 1184 // ML-KEM-768 encapsulation key
+	CiphertextLen = 1088 // ML-KEM-768 ciphertext
+	SigLen        = 64
+	MACLen        = 32
+	// MsgHeaderLen is the length of what every message starts with.
+	MsgHeaderLen = 2 + SIDLen
+	// MsgVersion is the version of the handshake.
+	MsgVersion = 1
+	maxSuites  = 8
+	maxICE     = 128
+)
+
+// SID names one attempt at a handshake; random.
+type SID [SIDLen]byte
+
+// Lock is the head of the mesh lock that a node knows; zero without one.
+type Lock struct {
+	Seq  uint64
+	Head [32]byte
+}
+
+// ICE holds a side's ICE credentials (RFC 8445, section 5.3).
+type ICE struct{ Ufrag, Pwd string }
+
+// ParseMsgHeader reads type, version and SID of any handshake message.
+func ParseMsgHeader(b []byte) (MsgType, SID, error) {
+	var sid SID
+	if len(b) < MsgHeaderLen || b[1] != MsgVersion {
+		return 0, sid, malformed("message header")
+	}
+	copy(sid[:], b[2:])
+	return MsgType(b[0]), sid, nil
+}
+
+func appendMsgHeader(b []byte, t MsgType, sid *SID) []byte {
+	return append(append(b, byte(t), MsgVersion), sid[:]...)
+}
+
+func (r *reader) msgHeader(t MsgType, sid *SID) {
+	if MsgType(r.u8()) != t || r.u8() != MsgVersion {
+		r.bad = true
+	}
+	r.fixed(sid[:])
+}
+
+func (r *reader) lock(l *Lock) {
+	l.Seq = r.u64()
+	r.fixed(l.Head[:])
+}
+
+func appendLock(b []byte, l *Lock) []byte {
+	return append(binary.BigEndian.AppendUint64(b, l.Seq), l.Head[:]...)
+}
+
+func (r *reader) chain() [][]byte {
+	n := int(r.u8())
+	if n == 0 || n > identity.MaxChain {
+		r.bad = true
+		return nil
+	}
+	out := make([][]byte, 0, n)
+	for range n {
+		out = append(out, r.long())
+	}
+	return out
+}
+
+func appendChain(b []byte, chain [][]byte) []byte {
+	b = append(b, uint8(len(chain)))
+	for _, c := range chain {
+		b = appendLong(b, c)
+	}
+	return b
+}
+
+func (r *reader) ice(i *ICE) {
+	u, p := r.short(), r.short()
+	if len(u) > maxICE || len(p) > maxICE {
+		r.bad = true
+	}
+	i.Ufrag, i.Pwd = string(u), string(p)
+}
+
+func appendICE(b []byte, i *ICE) []byte {
+	return appendShort(appendShort(b, []byte(i.Ufrag)), []byte(i.Pwd))
+}
+
+// Invite is the first message, from the peer with the lower PeerID.
+type Invite struct {
+	SID SID
+	// Index is what the sender wants to see in packets sent to it.
+	Index    uint32
+	Suites   []Suite
+	Caps     uint32
+	PSKEpoch uint8
+	Lock     Lock
+	From, To identity.PeerID
+	X25519   [X25519Len]byte
+	EncapKey [EncapKeyLen]byte
+	// Statement is the node statement of the mesh lock; empty without one.
+	Statement []byte
+	Chain     [][]byte
+	// Sig is over everything before it.
+	Sig [SigLen]byte
+}
+
+// AppendUnsigned encodes all but the signature.
+func (m *Invite) AppendUnsigned(b []byte) []byte {
+	b = appendMsgHeader(b, MsgInvite, &m.SID)
+	b = binary.BigEndian.AppendUint32(b, m.Index)
+	b = append(b, uint8(len(m.Suites)))
+	for _, s := range m.Suites {
+		b = append(b, byte(s))
+	}
+	b = binary.BigEndian.AppendUint32(b, m.Caps)
+	b = append(b, m.PSKEpoch)
+	b = appendLock(b, &m.Lock)
+	b = append(b, m.From[:]...)
+	b = append(b, m.To[:]...)
+	b = append(b, m.X25519[:]...)
+	b = append(b, m.EncapKey[:]...)
+	b = appendLong(b, m.Statement)
+	return appendChain(b, m.Chain)
+}
+
+// Append encodes m.
+func (m *Invite) Append(b []byte) []byte { return append(m.AppendUnsigned(b), m.Sig[:]...) }
+
+// Parse decodes b.
+func (m *Invite) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgInvite, &m.SID)
+	m.Index = r.u32()
+	n := int(r.u8())
+	if n == 0 || n > maxSuites {
+		r.bad = true
+		n = 0
+	}
+	m.Suites = m.Suites[:0]
+	for range n {
+		m.Suites = append(m.Suites, Suite(r.u8()))
+	}
+	m.Caps, m.PSKEpoch = r.u32(), r.u8()
+	r.lock(&m.Lock)
+	r.fixed(m.From[:])
+	r.fixed(m.To[:])
+	r.fixed(m.X25519[:])
+	r.fixed(m.EncapKey[:])
+	m.Statement = r.long()
+	m.Chain = r.chain()
+	r.fixed(m.Sig[:])
+	if !r.end() || m.Index == 0 || m.Index == ReservedIndex {
+		return malformed("invite")
+	}
+	return nil
+}
+
+// Offer is the second message, with the answer in it.
+type Offer struct {
+	SID        SID
+	Index      uint32
+	Suite      Suite
+	X25519     [X25519Len]byte
+	Ciphertext [CiphertextLen]byte
+	// Sealed is OfferBody under the handshake key of B.
+	Sealed []byte
+}
+
+// AppendClear encodes what precedes the sealed body.
+func (m *Offer) AppendClear(b []byte) []byte {
+	b = appendMsgHeader(b, MsgOffer, &m.SID)
+	b = binary.BigEndian.AppendUint32(b, m.Index)
+	b = append(b, byte(m.Suite))
+	b = append(b, m.X25519[:]...)
+	return append(b, m.Ciphertext[:]...)
+}
+
+// Append encodes m.
+func (m *Offer) Append(b []byte) []byte { return append(m.AppendClear(b), m.Sealed...) }
+
+// Parse decodes b.
+func (m *Offer) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgOffer, &m.SID)
+	m.Index = r.u32()
+	m.Suite = Suite(r.u8())
+	r.fixed(m.X25519[:])
+	r.fixed(m.Ciphertext[:])
+	m.Sealed = r.b
+	if r.bad || len(m.Sealed) <= TagLen || m.Index == 0 || m.Index == ReservedIndex {
+		return malformed("offer")
+	}
+	return nil
+}
+
+// OfferBody is the sealed part of Offer.
+type OfferBody struct {
+	Caps      uint32
+	Lock      Lock
+	ICE       ICE
+	Statement []byte
+	Chain     [][]byte
+	Sig       [SigLen]byte
+	MAC       [MACLen]byte
+}
+
+// AppendUnsigned encodes all but signature and MAC.
+func (m *OfferBody) AppendUnsigned(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, m.Caps)
+	b = appendLock(b, &m.Lock)
+	b = appendICE(b, &m.ICE)
+	b = appendLong(b, m.Statement)
+	return appendChain(b, m.Chain)
+}
+
+// Append encodes m.
+func (m *OfferBody) Append(b []byte) []byte {
+	return append(append(m.AppendUnsigned(b), m.Sig[:]...), m.MAC[:]...)
+}
+
+// Parse decodes b.
+func (m *OfferBody) Parse(b []byte) error {
+	r := reader{b: b}
+	m.Caps = r.u32()
+	r.lock(&m.Lock)
+	r.ice(&m.ICE)
+	m.Statement = r.long()
+	m.Chain = r.chain()
+	r.fixed(m.Sig[:])
+	r.fixed(m.MAC[:])
+	if !r.end() {
+		return malformed("offer body")
+	}
+	return nil
+}
+
+// Confirm is the third message.
+type Confirm struct {
+	SID SID
+	// Sealed is ConfirmBody under the handshake key of A.
+	Sealed []byte
+}
+
+// AppendClear encodes what precedes the sealed body.
+func (m *Confirm) AppendClear(b []byte) []byte { return appendMsgHeader(b, MsgConfirm, &m.SID) }
+
+// Append encodes m.
+func (m *Confirm) Append(b []byte) []byte { return append(m.AppendClear(b), m.Sealed...) }
+
+// Parse decodes b.
+func (m *Confirm) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgConfirm, &m.SID)
+	m.Sealed = r.b
+	if r.bad || len(m.Sealed) <= TagLen {
+		return malformed("confirm")
+	}
+	return nil
+}
+
+// ConfirmBody is the sealed part of Confirm.
+type ConfirmBody struct {
+	Lock      Lock
+	ICE       ICE
+	Statement []byte
+	Sig       [SigLen]byte
+	MAC       [MACLen]byte
+}
+
+// AppendUnsigned encodes all but signature and MAC.
+func (m *ConfirmBody) AppendUnsigned(b []byte) []byte {
+	return appendLong(appendICE(appendLock(b, &m.Lock), &m.ICE), m.Statement)
+}
+
+// Append encodes m.
+func (m *ConfirmBody) Append(b []byte) []byte {
+	return append(append(m.AppendUnsigned(b), m.Sig[:]...), m.MAC[:]...)
+}
+
+// Parse decodes b.
+func (m *ConfirmBody) Parse(b []byte) error {
+	r := reader{b: b}
+	r.lock(&m.Lock)
+	r.ice(&m.ICE)
+	m.Statement = r.long()
+	r.fixed(m.Sig[:])
+	r.fixed(m.MAC[:])
+	if !r.end() {
+		return malformed("confirm body")
+	}
+	return nil
+}
+
+// Knock asks the peer with the lower PeerID for an Invite.
+type Knock struct {
+	SID      SID
+	From, To identity.PeerID
+	Sig      [SigLen]byte
+}
+
+// AppendUnsigned encodes all but the signature.
+func (m *Knock) AppendUnsigned(b []byte) []byte {
+	return append(append(appendMsgHeader(b, MsgKnock, &m.SID), m.From[:]...), m.To[:]...)
+}
+
+// Append encodes m.
+func (m *Knock) Append(b []byte) []byte { return append(m.AppendUnsigned(b), m.Sig[:]...) }
+
+// Parse decodes b.
+func (m *Knock) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgKnock, &m.SID)
+	r.fixed(m.From[:])
+	r.fixed(m.To[:])
+	r.fixed(m.Sig[:])
+	if !r.end() {
+		return malformed("knock")
+	}
+	return nil
+}
+
+// Reject reasons.
+const (
+	RejectSuite    = 1 // no common suite
+	RejectPSKEpoch = 2 // unknown PSK epoch
+	RejectBusy     = 3 // too many half-open handshakes
+	RejectPolicy   = 4
+)
+
+// Reject tells A that B will not answer an Invite that B could verify. It is
+// signed: the hub must not be able to forge a refusal.
+type Reject struct {
+	SID    SID
+	Reason uint8
+	Sig    [SigLen]byte
+}
+
+// AppendUnsigned encodes all but the signature.
+func (m *Reject) AppendUnsigned(b []byte) []byte {
+	return append(appendMsgHeader(b, MsgReject, &m.SID), m.Reason)
+}
+
+// Append encodes m.
+func (m *Reject) Append(b []byte) []byte { return append(m.AppendUnsigned(b), m.Sig[:]...) }
+
+// Parse decodes b.
+func (m *Reject) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgReject, &m.SID)
+	m.Reason = r.u8()
+	r.fixed(m.Sig[:])
+	if !r.end() {
+		return malformed("reject")
+	}
+	return nil
+}
+
+// Candidates carries sealed ICE candidates.
+type Candidates struct {
+	SID SID
+	// Seq counts a side's messages of one SID from 0; it is the AEAD nonce.
+	Seq    uint64
+	Sealed []byte
+}
+
+// AppendClear encodes what precedes the sealed body.
+func (m *Candidates) AppendClear(b []byte) []byte {
+	return binary.BigEndian.AppendUint64(appendMsgHeader(b, MsgCandidates, &m.SID), m.Seq)
+}
+
+// Append encodes m.
+func (m *Candidates) Append(b []byte) []byte { return append(m.AppendClear(b), m.Sealed...) }
+
+// Parse decodes b.
+func (m *Candidates) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgCandidates, &m.SID)
+	m.Seq = r.u64()
+	m.Sealed = r.b
+	if r.bad || len(m.Sealed) <= TagLen {
+		return malformed("candidates")
+	}
+	return nil
+}
+
+// Limits of a CandidatesBody.
+const (
+	MaxCandidates   = 32
+	MaxCandidateLen = 512
+)
+
+// CandidatesBody is the sealed part of Candidates: lines of RFC 8839's candidate
+// attribute, without "candidate:".
+type CandidatesBody struct {
+	Lines []string
+	// Done says that no more will come.
+	Done bool
+}
+
+// Append encodes m.
+func (m *CandidatesBody) Append(b []byte) []byte {
+	var flags byte
+	if m.Done {
+		flags = 1
+	}
+	b = append(b, flags, uint8(len(m.Lines)))
+	for _, l := range m.Lines {
+		b = appendLong(b, []byte(l))
+	}
+	return b
+}
+
+// Parse decodes b.
+func (m *CandidatesBody) Parse(b []byte) error {
+	r := reader{b: b}
+	m.Done = r.u8()&1 != 0
+	n := int(r.u8())
+	if n > MaxCandidates {
+		return malformed("too many candidates")
+	}
+	m.Lines = m.Lines[:0]
+	for range n {
+		l := r.long()
+		if len(l) > MaxCandidateLen {
+			return malformed("candidate too long")
+		}
+		m.Lines = append(m.Lines, string(l))
+	}
+	if !r.end() {
+		return malformed("candidates body")
+	}
+	return nil
+}
+
+// Rekey1, Rekey2 and Rekey3 are the in-band rekey: a fresh X25519 and ML-KEM run
+// chained to the session's secret. They travel sealed in TypeRekey packets.
+type Rekey1 struct {
+	SID      SID
+	Index    uint32
+	X25519   [X25519Len]byte
+	EncapKey [EncapKeyLen]byte
+}
+
+// Append encodes m.
+func (m *Rekey1) Append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(appendMsgHeader(b, MsgRekey1, &m.SID), m.Index)
+	return append(append(b, m.X25519[:]...), m.EncapKey[:]...)
+}
+
+// Parse decodes b.
+func (m *Rekey1) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgRekey1, &m.SID)
+	m.Index = r.u32()
+	r.fixed(m.X25519[:])
+	r.fixed(m.EncapKey[:])
+	if !r.end() {
+		return malformed("rekey 1")
+	}
+	return nil
+}
+
+// Rekey2 answers Rekey1.
+type Rekey2 struct {
+	SID        SID
+	Index      uint32
+	X25519     [X25519Len]byte
+	Ciphertext [CiphertextLen]byte
+}
+
+// Append encodes m.
+func (m *Rekey2) Append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(appendMsgHeader(b, MsgRekey2, &m.SID), m.Index)
+	return append(append(b, m.X25519[:]...), m.Ciphertext[:]...)
+}
+
+// Parse decodes b.
+func (m *Rekey2) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgRekey2, &m.SID)
+	m.Index = r.u32()
+	r.fixed(m.X25519[:])
+	r.fixed(m.Ciphertext[:])
+	if !r.end() {
+		return malformed("rekey 2")
+	}
+	return nil
+}
+
+// Rekey3 confirms the new keys with a MAC under them.
+type Rekey3 struct {
+	SID SID
+	MAC [MACLen]byte
+}
+
+// Append encodes m.
+func (m *Rekey3) Append(b []byte) []byte {
+	return append(appendMsgHeader(b, MsgRekey3, &m.SID), m.MAC[:]...)
+}
+
+// Parse decodes b.
+func (m *Rekey3) Parse(b []byte) error {
+	r := reader{b: b}
+	r.msgHeader(MsgRekey3, &m.SID)
+	r.fixed(m.MAC[:])
+	if !r.end() {
+		return malformed("rekey 3")
+	}
+	return nil
+}

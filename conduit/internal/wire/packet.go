@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import (
+	"encoding/binary"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+)
+
+const (
+	// Magic is the first byte of every packet that is not STUN.
+	Magic = 0x80
+	// Version is the wire version in the two top bits of the second byte.
+	Version = 1
+	// HeaderLen is the length of the header, which is also the AEAD's
+	// additional data.
+	HeaderLen = 16
+	// TagLen is the length of the AEAD tag.
+	TagLen = 16
+	// Overhead is what a packet grows by on the wire without a nonce of its own.
+	Overhead = HeaderLen + TagLen
+	// ReservedIndex is never a receiver index: it is STUN's magic cookie, at the
+	// place where STUN has it.
+	ReservedIndex = 0x2112A442
+	// TimeUnit is the unit of the header's transmit time in microseconds.
+	TimeUnit = 64
+)
+
+// Type says what a packet's sealed body is.
+type Type uint8
+
+// The packet types. Others are dropped silently.
+const (
+	// TypeData carries one inner IP packet whose checksums are complete.
+	TypeData Type = 1
+	// TypeDataPartial carries one inner IP packet whose TCP or UDP checksum field
+	// holds the pseudo-header sum only. Sent only to a peer with CapPartialChecksum.
+	TypeDataPartial Type = 2
+	// TypeProbe asks for a TypeProbeAck on the path on which it arrived.
+	TypeProbe         Type = 3
+	TypeProbeAck      Type = 4
+	TypeReport        Type = 5
+	TypePathChallenge Type = 6
+	TypePathResponse  Type = 7
+	TypeRekey         Type = 8
+	TypeClose         Type = 9
+	// TypeHandshake is not sealed: it carries a fragment of a handshake message
+	// between known peers while the hub is away. Its receiver index is 0.
+	TypeHandshake Type = 15
+)
+
+// Header is the clear part of a packet.
+type Header struct {
+	Type Type
+	Lane packet.Lane
+	// Time is the sender's clock when the packet left its lane, in units of 64 µs,
+	// wrapping every 4.2 s.
+	Time uint16
+	// Index is the receiver's name for the session.
+	Index uint32
+	// Counter counts the packets of one session, direction and lane from 0.
+	Counter uint64
+}
+
+// Put writes the header into the first HeaderLen bytes of b.
+func (h *Header) Put(b []byte) {
+	_ = b[HeaderLen-1]
+	b[0] = Magic
+	b[1] = Version<<6 | byte(h.Type)<<2 | byte(h.Lane)
+	binary.BigEndian.PutUint16(b[2:], h.Time)
+	binary.BigEndian.PutUint32(b[4:], h.Index)
+	binary.BigEndian.PutUint64(b[8:], h.Counter)
+}
+
+// Parse reads the header of b and reports whether b can be a packet of this
+// version: long enough for header and tag, a known lane and a type that is not 0.
+func (h *Header) Parse(b []byte) bool {
+	if len(b) < HeaderLen+TagLen || b[0] != Magic || b[1]>>6 != Version {
+		return false
+	}
+	h.Type = Type(b[1] >> 2 & 15)
+	h.Lane = packet.Lane(b[1] & 3)
+	h.Time = binary.BigEndian.Uint16(b[2:])
+	h.Index = binary.BigEndian.Uint32(b[4:])
+	h.Counter = binary.BigEndian.Uint64(b[8:])
+	return h.Lane < packet.NumLanes && h.Type != 0 && h.Index != ReservedIndex
+}
+
+// Probe is the body of TypeProbe, before padding. Zero bytes may follow up to
+// the size that is probed.
+type Probe struct {
+	Flags uint8
+	// Path is the sender's own number for the path.
+	Path uint16
+	Seq  uint32
+	// Sent is the sender's monotonic clock in nanoseconds; the receiver returns it
+	// unread.
+	Sent uint64
+}
+
+// ProbeLen is the length of a Probe without padding.
+const ProbeLen = 16
+
+// Append encodes p.
+func (p *Probe) Append(b []byte) []byte {
+	b = append(b, p.Flags, 0)
+	b = binary.BigEndian.AppendUint16(b, p.Path)
+	b = binary.BigEndian.AppendUint32(b, p.Seq)
+	return binary.BigEndian.AppendUint64(b, p.Sent)
+}
+
+// Parse decodes b; padding is ignored.
+func (p *Probe) Parse(b []byte) error {
+	if len(b) < ProbeLen {
+		return malformed("probe")
+	}
+	p.Flags, p.Path, p.Seq, p.Sent = b[0], binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:])
+	return nil
+}
+
+// ProbeAck is the body of TypeProbeAck.
+type ProbeAck struct {
+	// Probe echoes the probe.
+	Probe Probe
+	// Hold is how long the receiver kept the probe, in microseconds.
+	Hold uint32
+	// Size is the length of the datagram that carried the probe, in bytes.
+	Size uint16
+}
+
+// ProbeAckLen is the length of a ProbeAck.
+const ProbeAckLen = ProbeLen + 8
+
+// Append encodes p.
+func (p *ProbeAck) Append(b []byte) []byte {
+	b = p.Probe.Append(b)
+	b = binary.BigEndian.AppendUint32(b, p.Hold)
+	b = binary.BigEndian.AppendUint16(b, p.Size)
+	return append(b, 0, 0)
+}
+
+// Parse decodes b.
+func (p *ProbeAck) Parse(b []byte) error {
+	if len(b) != ProbeAckLen || p.Probe.Parse(b) != nil {
+		return malformed("probe ack")
+	}
+	p.Hold, p.Size = binary.BigEndian.Uint32(b[16:]), binary.BigEndian.Uint16(b[20:])
+	return nil
+}
+
+// Report is the body of TypeReport: what the receiver saw on one path. Counts
+// are cumulative over all lanes, so a lost report costs nothing.
+type Report struct {
+	Path    uint16
+	Packets uint64
+	Bytes   uint64
+	// Lane and Counter name the newest Bulk packet, Received the receiver's clock
+	// at its arrival in microseconds.
+	Lane     packet.Lane
+	Counter  uint64
+	Received uint64
+	// Hold is the time from then to the sending of this report, in microseconds.
+	Hold uint32
+	// Samples counts the packets behind the one-way delays, which are relative to
+	// an arbitrary offset and in units of 16 µs.
+	Samples                            uint16
+	DelayMin, DelayP50, DelayMax, Last int32
+	// CE counts packets that arrived with ECN congestion experienced.
+	CE uint32
+	// TrainFirst, TrainBytes and TrainDispersion (µs) describe one packet train;
+	// TrainBytes 0 means none. TrainBytes excludes the first packet.
+	TrainFirst      uint64
+	TrainBytes      uint32
+	TrainDispersion uint32
+}
+
+// ReportLen is the length of a Report.
+const ReportLen = 88
+
+// Append encodes r.
+func (r *Report) Append(b []byte) []byte {
+	be := binary.BigEndian
+	b = be.AppendUint16(b, r.Path)
+	b = append(b, byte(r.Lane), 0)
+	b = be.AppendUint16(b, r.Samples)
+	b = append(b, 0, 0)
+	b = be.AppendUint64(b, r.Packets)
+	b = be.AppendUint64(b, r.Bytes)
+	b = be.AppendUint64(b, r.Counter)
+	b = be.AppendUint64(b, r.Received)
+	b = be.AppendUint32(b, r.Hold)
+	b = be.AppendUint32(b, r.CE)
+	for _, d := range [4]int32{r.DelayMin, r.DelayP50, r.DelayMax, r.Last} {
+		b = be.AppendUint32(b, uint32(d))
+	}
+	b = be.AppendUint64(b, r.TrainFirst)
+	b = be.AppendUint32(b, r.TrainBytes)
+	b = be.AppendUint32(b, r.TrainDispersion)
+	return append(b, 0, 0, 0, 0, 0, 0, 0, 0) // reserved
+}
+
+// Parse decodes b.
+func (r *Report) Parse(b []byte) error {
+	if len(b) != ReportLen || b[2] >= packet.NumLanes {
+		return malformed("report")
+	}
+	be := binary.BigEndian
+	r.Path, r.Lane, r.Samples = be.Uint16(b), packet.Lane(b[2]), be.Uint16(b[4:])
+	r.Packets, r.Bytes, r.Counter, r.Received = be.Uint64(b[8:]), be.Uint64(b[16:]), be.Uint64(b[24:]), be.Uint64(b[32:])
+	r.Hold, r.CE = be.Uint32(b[40:]), be.Uint32(b[44:])
+	for i, d := range [4]*int32{&r.DelayMin, &r.DelayP50, &r.DelayMax, &r.Last} {
+		*d = int32(be.Uint32(b[48+4*i:]))
+	}
+	r.TrainFirst, r.TrainBytes, r.TrainDispersion = be.Uint64(b[64:]), be.Uint32(b[72:]), be.Uint32(b[76:])
+	return nil
+}
+
+// PathChallenge is the body of TypePathChallenge and, echoed, of
+// TypePathResponse: 8 random bytes (the idea of RFC 9000, section 8.2).
+type PathChallenge [8]byte
+
+// Parse decodes b.
+func (p *PathChallenge) Parse(b []byte) error {
+	if len(b) != len(p) {
+		return malformed("path challenge")
+	}
+	copy(p[:], b)
+	return nil
+}
+
+// Rekey is the body of TypeRekey: a fragment of a rekey message (MsgRekey1,
+// MsgRekey2 or MsgRekey3), which does not fit one packet with its ML-KEM parts.
+type Rekey = Fragment
+
+// Close reasons.
+const (
+	CloseShutdown  = 1
+	CloseRevoked   = 2
+	CloseReplaced  = 3
+	ClosePolicy    = 4
+	CloseKeyExpiry = 5
+)
+
+// Close is the body of TypeClose. The session is gone when it arrives.
+type Close struct{ Reason uint8 }
+
+// Append encodes c.
+func (c *Close) Append(b []byte) []byte { return append(b, c.Reason, 0, 0, 0) }
+
+// Parse decodes b.
+func (c *Close) Parse(b []byte) error {
+	if len(b) != 4 {
+		return malformed("close")
+	}
+	c.Reason = b[0]
+	return nil
+}
+
+// Fragment is a piece of a handshake or rekey message.
+type Fragment struct {
+	// ID is random and equal in all pieces of one message.
+	ID uint32
+	// Index counts from 0 to Count-1.
+	Index, Count uint8
+	Data         []byte
+}
+
+// MaxFragments and MaxMessage bound a message that travels in fragments.
+const (
+	MaxFragments   = 3
+	MaxMessage     = 4096
+	fragmentHeader = 8
+)
+
+// Append encodes f.
+func (f *Fragment) Append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, f.ID)
+	b = append(b, f.Index, f.Count, 0, 0)
+	return append(b, f.Data...)
+}
+
+// Parse decodes b.
+func (f *Fragment) Parse(b []byte) error {
+	if len(b) <= fragmentHeader || len(b) > fragmentHeader+MaxMessage {
+		return malformed("fragment length")
+	}
+	f.ID, f.Index, f.Count, f.Data = binary.BigEndian.Uint32(b), b[4], b[5], b[fragmentHeader:]
+	if f.Count == 0 || f.Count > MaxFragments || f.Index >= f.Count {
+		return malformed("fragment index")
+	}
+	return nil
+}
