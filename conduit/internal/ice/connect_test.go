@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -61,6 +62,9 @@ func TestConnectWildcard(t *testing.T) {
 func TestConnectIPv6(t *testing.T) {
 	c, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
 	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no IPv6 on loopback: %v", err)
+		}
 		t.Skipf("no IPv6 on loopback: %v", err)
 	}
 	_ = c.Close()
@@ -190,6 +194,27 @@ func TestNAT(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Over a bad link checks get lost; the next one is 200 ms away.
+func TestLossyLink(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, ma, mb := fakePair(t)
+		w.loss = 0.4
+		var worst time.Duration
+		for range 20 {
+			a, b := newPeer(t, ma, true), newPeer(t, mb, false)
+			begin := time.Now()
+			connect(t, a, b)
+			a.path(t)
+			b.path(t)
+			worst = max(worst, time.Since(begin))
+		}
+		if worst > 2*time.Second {
+			t.Errorf("the slowest of 20 took %v", worst)
+		}
+		t.Logf("the slowest of 20 took %v", worst)
+	})
 }
 
 // A symmetric NAT on one side is no obstacle when the other is open: the check
@@ -338,4 +363,3 @@ func TestForgedResponse(t *testing.T) {
 		}
 	})
 }
-

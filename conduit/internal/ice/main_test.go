@@ -6,6 +6,7 @@ import (
 	"crypto/fips140"
 	"encoding/binary"
 	"hash/crc32"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -95,15 +96,17 @@ func newMux(t *testing.T, cfg MuxConfig) *Mux {
 // NAT, with one delay for all.
 type world struct {
 	delay time.Duration
+	loss  float64 // share of messages lost
 
 	mu    sync.Mutex // guards the rest
 	hosts map[netip.AddrPort]func(b []byte, from netip.AddrPort)
 	nats  map[netip.Addr]*nat
 	sent  int
+	rand  *rand.Rand
 }
 
 func newWorld(delay time.Duration) *world {
-	return &world{delay: delay, hosts: make(map[netip.AddrPort]func([]byte, netip.AddrPort)), nats: make(map[netip.Addr]*nat)}
+	return &world{delay: delay, hosts: make(map[netip.AddrPort]func([]byte, netip.AddrPort)), nats: make(map[netip.Addr]*nat), rand: rand.New(rand.NewPCG(1, 2))}
 }
 
 // nat is a port-restricted NAT; a symmetric one maps every destination anew.
@@ -167,7 +170,11 @@ func (s *fakeSocket) SendSTUN(b []byte, to netip.AddrPort) {
 		s.w.mu.Unlock()
 		return // private addresses of others are not reachable from here
 	}
+	lost := s.w.rand.Float64() < s.w.loss
 	s.w.mu.Unlock()
+	if lost {
+		return
+	}
 	b = append([]byte(nil), b...)
 	time.AfterFunc(s.w.delay, func() { s.w.receive(b, from, to) })
 }

@@ -296,6 +296,38 @@ func TestNewMux(t *testing.T) {
 	}
 }
 
+func BenchmarkHandle(b *testing.B) {
+	m, err := NewMux(MuxConfig{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	e, err := m.register("aaaa", testPwd, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := e.conn(m, 0, &net.UDPAddr{}); err != nil {
+		b.Fatal(err)
+	}
+	from := netip.MustParseAddrPort("192.0.2.1:5")
+	for _, bb := range []struct {
+		name string
+		msg  []byte
+	}{
+		{"malformed", raw(typeRequest, attr(0x7000))},
+		{"unknown", check("zzzz:bbbb", testPwd)},
+		{"forged", check("aaaa:bbbb", testPwd+"x")},
+		{"good", check("aaaa:bbbb", testPwd)},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				m.Handle(0, bb.msg, from)
+			}
+		})
+	}
+}
+
 func FuzzCandidate(f *testing.F) {
 	f.Add("1 1 udp 2130706431 192.0.2.1 4000 typ host")
 	f.Add("candidate:a/b 1 UDP 1 2001:db8::1 65535 typ srflx raddr 0.0.0.0 rport 9")
