@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hub
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit"
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+)
+
+// QueueLen is how many signalling messages wait for the connection; more are
+// refused.
+const QueueLen = 64
+
+// Errors of Signal.
+var (
+	// ErrDown tells that there is no link to the hub now.
+	ErrDown = errors.New("no link to the hub")
+	// ErrQueueFull tells that QueueLen messages wait already.
+	ErrQueueFull = errors.New("signalling queue is full")
+	// ErrTooLarge tells that the body exceeds conduit.MaxSignal.
+	ErrTooLarge = errors.New("signal is too large")
+)
+
+// Config is what a Connector needs.
+type Config struct {
+	// URL is the hub's node port, as ParseURL reads it. Required.
+	URL string
+	// Roots are the mesh's own roots; nothing else is trusted. Required.
+	Roots *x509.CertPool
+	// Certificate returns the node's certificate and Ed25519 key. It is called
+	// for each connection, so a renewed certificate is used from the next one on.
+	// Required.
+	Certificate func() (*tls.Certificate, error)
+	// Proxy picks an HTTP proxy that can CONNECT; nil means none.
+	Proxy func(*http.Request) (*url.URL, error)
+	// DialContext opens the TCP connection; nil means a net.Dialer.
+	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Logger gets one line per change of the link; nil discards.
+	Logger *slog.Logger
+}
+
+// timing holds the delays, so that tests can shorten them.
+type timing struct {
+	backoffMin, backoffMax time.Duration // full jitter below a bound that doubles
+	settled                time.Duration // a link this old resets the back-off
+	dial                   time.Duration // from dialling to Synced and ready
+	silence                time.Duration // without any topology event; bookmarks come every 30 s
+	unary                  time.Duration
+}
+
+var defaultTiming = timing{
+	backoffMin: 500 * time.Millisecond, backoffMax: 30 * time.Second, settled: 5 * time.Second,
+	dial: 20 * time.Second, silence: 75 * time.Second, unary: 10 * time.Second,
+}
+
+// Connector implements conduit.HubConnector. Its methods are safe for concurrent
+// use, but Run runs once at a time.
+type Connector struct {
+	cfg    Config // set once in New
+	url    *url.URL
+	timing timing
+	log    *slog.Logger
+
+	mu      sync.Mutex // guards the following
+	running bool
+	queue   chan outgoing // of the connection whose signalling is ready, else nil
+}
+
+var _ conduit.HubConnector = (*Connector)(nil)
+
+type outgoing struct {
+	to   identity.PeerID
+	body []byte
+}
+
+// New checks cfg. It does no I/O.
+func New(cfg Config) (*Connector, error) {
+	u, err := ParseURL(cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Roots == nil || cfg.Certificate == nil {
+		return nil, errors.New("hub: Roots and Certificate are required")
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Connector{cfg: cfg, url: u, timing: defaultTiming, log: log}, nil
+}
+
+// Signal implements conduit.HubConnector. It returns an error that Is ErrDown,
+// ErrQueueFull or ErrTooLarge.
+func (c *Connector) Signal(to identity.PeerID, body []byte) error {
+	if len(body) > conduit.MaxSignal {
+		return ErrTooLarge
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.queue == nil {
+		return ErrDown
+	}
+	select {
+	case c.queue <- outgoing{to, append([]byte(nil), body...)}:
+		return nil
+	default:
+		return ErrQueueFull
+	}
+}
+
+func (c *Connector) setQueue(q chan outgoing) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue = q
+}
+
+// Run implements conduit.HubConnector. No failure of the hub is taken as final,
+// since a robot may boot with a wrong clock and a hub may come back from a backup:
+// Run returns only when ctx ends, or at once if it runs already.
+func (c *Connector) Run(ctx context.Context, ev conduit.HubEvents) error {
+	c.mu.Lock()
+	if c.running {
+		c.mu.Unlock()
+		return errors.New("hub: Run called twice")
+	}
+	c.running = true
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.running = false
+		c.mu.Unlock()
+	}()
+
+	st := &state{ev: ev}
+	for failures := 0; ; {
+		up, err := c.connect(ctx, st)
+		if ctx.Err() != nil {
+			st.hub(false, ctx.Err())
+			return ctx.Err()
+		}
+		if st.hub(false, err) {
+			c.log.Warn("hub link is down", "hub", c.url.Host, "err", err)
+		}
+		if up >= c.timing.settled {
+			failures = 0
+		}
+		select {
+		case <-time.After(c.backoff(failures)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		failures++
+	}
+}
+
+// backoff is full jitter: a fleet that lost its hub at one moment must not come
+// back at one moment.
+func (c *Connector) backoff(failures int) time.Duration {
+	bound := c.timing.backoffMax
+	if failures < 16 {
+		bound = min(bound, c.timing.backoffMin<<failures)
+	}
+	return rand.N(bound) + bound/20
+}
+
+// state is what lasts from one connection to the next, and the one gate to ev.
+type state struct {
+	mu        sync.Mutex // held while ev is called: one call at a time
+	ev        conduit.HubEvents
+	known     bool // whether ev was told anything
+	connected bool
+	why       string
+
+	// Owned by the topology goroutine of the current connection.
+	epoch, rv uint64
+	// Owned by the policy goroutine of the current connection.
+	policyEpoch, policy uint64
+}
+
+func (s *state) emit(f func(conduit.HubEvents)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s.ev)
+}
+
+// hub reports the link's state where it is news, and tells whether it was.
+func (s *state) hub(connected bool, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	why := ""
+	if err != nil {
+		why = err.Error()
+	}
+	if s.known && s.connected == connected && s.why == why {
+		return false
+	}
+	s.known, s.connected, s.why = true, connected, why
+	s.ev.HubState(connected, err)
+	return true
+}
+
+// transport is made anew for each connection, so that a connection whose other
+// end is gone is never used again.
+func (c *Connector) transport(cert *tls.Certificate, meshID string) *http.Transport {
+	dial := c.cfg.DialContext
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	}
+	var p http.Protocols
+	p.SetHTTP2(true)
+	return &http.Transport{
+		Proxy:               c.cfg.Proxy,
+		DialContext:         dial,
+		TLSClientConfig:     c.tlsConfig(cert, meshID),
+		TLSHandshakeTimeout: 10 * time.Second,
+		Protocols:           &p,
+		DisableCompression:  true,
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second, WriteByteTimeout: 10 * time.Second,
+			// One peer, small messages.
+			MaxReceiveBufferPerConnection: 1 << 20, MaxReceiveBufferPerStream: 256 << 10,
+		},
+	}
+}
+
+// own returns the certificate for this connection and who it says we are.
+func (c *Connector) own() (*tls.Certificate, *identity.Certificate, error) {
+	cert, err := c.cfg.Certificate()
+	if err != nil {
+		return nil, nil, fmt.Errorf("load node certificate: %w", err)
+	}
+	id, err := identity.ParseCertificate(cert.Certificate)
+	if err != nil {
+		return nil, nil, fmt.Errorf("load node certificate: %w", err)
+	}
+	return cert, id, nil
+}
