@@ -1,0 +1,66 @@
+# Two commands are the whole set-up on a fresh machine: make demo, make test.
+# What has logic is a Go program: tools/cmd/bx and lab/cmd.
+
+# -trimpath everywhere, so that all builds share one cache.
+export GOFLAGS := $(strip $(filter-out -trimpath,$(shell go env GOFLAGS)) -trimpath)
+BX := GOWORK=off go -C tools run ./cmd/bx
+
+.PHONY: help
+help: ## Show the targets.
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: ## Two robots behind NATs meet through a hub and move a file; DEMO_SECONDS bounds it.
+	@$(BX) setup
+	@go run ./lab/cmd/demo
+
+.PHONY: test
+test: ## Everything that must hold: unit, race, lint, namespaces, release rehearsal.
+	@$(BX) test
+
+.PHONY: build
+build: ## Build every module, and the two binaries into .bin.
+	@$(BX) build
+	@go build -o .bin/ ./edge/cmd/bauxite ./dispatch/cmd/bauxite-dispatch
+
+.PHONY: unit
+unit: ## Unit tests without the race detector.
+	@$(BX) unit
+
+.PHONY: race
+race: ## Unit tests with the race detector.
+	@$(BX) race
+
+.PHONY: e2e
+e2e: ## Tests of the built binaries in network namespaces.
+	@$(BX) e2e
+
+.PHONY: lint
+lint: ## Linters of Go and of the wire contracts; installs them into .bin.
+	@$(BX) lint
+
+.PHONY: generate
+generate: ## Write the stubs of proto/ anew.
+	@$(BX) generate
+
+.PHONY: check
+check: ## Stubs are current; each module is tidy, builds and vets by itself; cross-builds.
+	@$(BX) generate -check
+	@$(BX) tidycheck
+	@$(BX) crossbuild
+
+.PHONY: fuzz
+fuzz: ## Every fuzz target for FUZZ_SECONDS each (default 30).
+	@$(BX) fuzz
+
+.PHONY: rehearse
+rehearse: ## Rehearse a release of HEAD, offline.
+	@$(BX) rehearse
+
+.PHONY: vuln
+vuln: ## Known vulnerabilities that the binaries reach; needs the network.
+	@$(BX) vuln -require
+
+.PHONY: lab bench chaos package
+lab bench chaos package: ## (no content yet)
+	@$(BX) absent $@
