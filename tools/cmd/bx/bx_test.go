@@ -88,6 +88,22 @@ func TestUnlessFreshInstallsOnce(t *testing.T) {
 	}
 }
 
+func TestBufPin(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "package.json")
+	put(t, name, `{"optionalDependencies": {"`+bufPackage()+`": "1.2.3", "other": "1.2.3"}}`)
+	if v, here, err := bufPin(name); err != nil || v != "1.2.3" || !here {
+		t.Errorf("bufPin = %q, %v, %v", v, here, err)
+	}
+	put(t, name, `{"optionalDependencies": {"other": "1.2.3"}}`)
+	if v, here, err := bufPin(name); err != nil || v != "1.2.3" || here {
+		t.Errorf("bufPin(other platform) = %q, %v, %v", v, here, err)
+	}
+	put(t, name, `{"optionalDependencies": {"a": "1.2.3", "b": "1.2.4"}}`)
+	if _, _, err := bufPin(name); err == nil {
+		t.Error("bufPin(two versions) = nil error")
+	}
+}
+
 func TestMissing(t *testing.T) {
 	if err := missing(true, nil, "hint"); err != nil {
 		t.Errorf("missing(nothing) = %v", err)
