@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatch
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
+)
+
+// Defaults of Config.
+const (
+	DefaultListen      = ":8440"
+	DefaultAdminListen = "127.0.0.1:8441"
+	DefaultSTUNListen  = ":3478"
+)
+
+// DefaultMeshCIDR is away from 10.0.0.0/16 and the other ranges that sites use
+// most, and from 100.64.0.0/10, which LTE carriers use.
+var DefaultMeshCIDR = netip.MustParsePrefix("10.66.0.0/16")
+
+var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
+
+// Off disables a listener.
+const Off = "off"
+
+// Config is how a Server behaves. The zero value of each field but DataDir is its
+// documented default.
+type Config struct {
+	// DataDir holds all state of the hub. It is made with mode 0700.
+	DataDir string
+	// Listen is the TCP address of the node port; empty means ":8440". Port 0 picks
+	// a free one.
+	Listen string
+	// AdminListen is the TCP address of health checks; empty means
+	// "127.0.0.1:8441", Off none.
+	AdminListen string
+	// STUNListen is the UDP address of the STUN server; empty means ":3478", Off
+	// none.
+	STUNListen string
+	// PublicURL is what nodes join with, as "https://hub.example.org:8440". Empty
+	// guesses it from the address of the default route.
+	PublicURL string
+	// MeshCIDR and MeshCIDR6 number the nodes. They are chosen at the first start:
+	// zero then means DefaultMeshCIDR and a random unique local /64 (RFC 4193).
+	// Later they are zero or unchanged.
+	MeshCIDR, MeshCIDR6 netip.Prefix
+	// ExternalPSK keeps the mesh's pre-shared key out of the hub: joining nodes get
+	// none, and the operator brings it to them.
+	ExternalPSK bool
+	// Logger nil discards.
+	Logger *slog.Logger
+}
+
+// withDefaults returns cfg complete, or why it cannot be.
+func (c Config) withDefaults() (Config, error) {
+	if c.DataDir == "" {
+		return c, errors.New("data directory is not set")
+	}
+	for _, f := range []struct {
+		addr     *string
+		def      string
+		optional bool
+		what     string
+	}{
+		{&c.Listen, DefaultListen, false, "node"},
+		{&c.AdminListen, DefaultAdminListen, true, "admin"},
+		{&c.STUNListen, DefaultSTUNListen, true, "STUN"},
+	} {
+		if *f.addr == "" {
+			*f.addr = f.def
+		}
+		if *f.addr == Off && f.optional {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(*f.addr); err != nil {
+			return c, fmt.Errorf("%s listen address: %w", f.what, err)
+		}
+	}
+	if c.PublicURL != "" {
+		u, err := url.Parse(c.PublicURL)
+		if err != nil {
+			return c, fmt.Errorf("public URL: %w", err)
+		}
+		if u.Scheme != "https" || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil {
+			return c, fmt.Errorf("public URL %q: want https://HOST[:PORT]", c.PublicURL)
+		}
+		c.PublicURL = "https://" + u.Host
+	}
+	if c.MeshCIDR.IsValid() || c.MeshCIDR6.IsValid() {
+		v4, v6 := c.MeshCIDR, c.MeshCIDR6
+		if !v4.IsValid() {
+			v4 = netip.MustParsePrefix("10.0.0.0/28") // any that fits
+		}
+		if !v6.IsValid() {
+			v6 = netip.MustParsePrefix("fd00::/64")
+		}
+		if err := store.CheckPrefixes(v4, v6); err != nil {
+			return c, err
+		}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}

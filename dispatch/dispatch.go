@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dispatch is the hub of a Bauxite mesh: it lets machines join, signs
+// their certificates, tells each node of the others and relays the messages with
+// which two nodes set up a connection. Traffic does not pass through it, and it
+// cannot read any.
+//
+// # Use
+//
+// [New] checks a [Config], [Server.Serve] runs the hub until its context ends.
+// The program cmd/bauxite-dispatch is a thin shell around both. Tests of other
+// modules start a whole hub on loopback with package dispatchtest.
+//
+// # State
+//
+// Everything lives in one directory: dispatch.db (SQLite), ca/ (the certificate
+// authority), psk (the mesh's pre-shared key), dispatch.sock (the administrator's
+// socket). Whoever may open the socket administers the hub.
+package dispatch
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/rpc"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/signal"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/stun"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/topology"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrInUse is returned where another hub runs on the data directory.
+	ErrInUse = errors.New("another hub uses this data directory")
+	// ErrFixed is returned for a mesh prefix that differs from that of the first
+	// start.
+	ErrFixed = errors.New("mesh prefix cannot change after the first start")
+	// ErrClosed is returned by Serve after Close. It is net.ErrClosed.
+	ErrClosed = net.ErrClosed
+)
+
+const (
+	ringSize     = 16384
+	keepChanges  = 100_000
+	compactEvery = time.Hour
+	drainTime    = 3 * time.Second
+	pskLen       = 32
+)
+
+// Server is one hub. Its methods are safe for concurrent use.
+type Server struct {
+	cfg Config
+	log *slog.Logger
+
+	stop   chan struct{} // closed by Close
+	ready  chan struct{} // closed by Serve
+	closed sync.Once
+
+	mu      sync.Mutex // guards serving
+	serving chan struct{}
+
+	// Written by Serve before ready is closed, never after.
+	api        *rpc.API
+	url        string
+	firstToken string
+	addrs      addrs
+}
+
+type addrs struct {
+	node, admin net.Addr
+	stun        netip.AddrPort
+}
+
+// New checks cfg. It does no I/O.
+func New(cfg Config) (*Server, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("configure hub: %w", err)
+	}
+	return &Server{cfg: cfg, log: cfg.Logger, stop: make(chan struct{}), ready: make(chan struct{})}, nil
+}
+
+// Ready is closed once the hub serves. It stays open where Serve fails before.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// URL returns the node URL. Like the other getters it is meaningful once Ready is
+// closed.
+func (s *Server) URL() string { return s.url }
+
+// FirstToken returns the join token that the very first start made, single use,
+// good for 24 hours; empty at later starts. It is a secret.
+func (s *Server) FirstToken() string { return s.firstToken }
+
+// NodeAddr returns the address of the node port.
+func (s *Server) NodeAddr() net.Addr { return s.addrs.node }
+
+// AdminAddr returns the address of the admin port, nil where it is off.
+func (s *Server) AdminAddr() net.Addr { return s.addrs.admin }
+
+// STUNAddr returns the address of the STUN server, invalid where it is off.
+func (s *Server) STUNAddr() netip.AddrPort { return s.addrs.stun }
+
+// CreateToken makes a join token for uses machines (0 means 1), good for ttl (0
+// means 24 hours), and returns its text, which is a secret.
+func (s *Server) CreateToken(ctx context.Context, uses uint32, ttl time.Duration, tags ...string) (string, error) {
+	if ttl == 0 {
+		ttl = rpc.DefaultTTL
+	}
+	t, _, err := s.api.NewToken(ctx, uses, ttl, tags, "embedder")
+	if err != nil {
+		return "", err
+	}
+	return t.String(), nil
+}
+
+// Revoke shuts a node out for good and ends its streams.
+func (s *Server) Revoke(ctx context.Context, id identity.PeerID, reason string) error {
+	return s.api.Revoke(ctx, id, reason)
+}
+
+// Close ends Serve and waits for it. It may be called again.
+func (s *Server) Close() error {
+	s.closed.Do(func() { close(s.stop) })
+	s.mu.Lock()
+	serving := s.serving
+	s.mu.Unlock()
+	if serving != nil {
+		<-serving
+	}
+	return nil
+}
+
+// Serve runs the hub until ctx ends or Close is called, then returns nil. It may
+// be called once.
+func (s *Server) Serve(ctx context.Context) error {
+	s.mu.Lock()
+	if s.serving != nil {
+		s.mu.Unlock()
+		return errors.New("serve: called twice")
+	}
+	done := make(chan struct{})
+	s.serving = done
+	s.mu.Unlock()
+	defer close(done)
+	select {
+	case <-s.stop:
+		return fmt.Errorf("serve: %w", ErrClosed)
+	default:
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-s.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	err := s.serve(ctx)
+	cancel()
+	wg.Wait()
+	return err
+}
+
+func (s *Server) serve(ctx context.Context) (err error) {
+	dir := s.cfg.DataDir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make data directory: %w", err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+
+	authority, err := ca.Open(filepath.Join(dir, "ca"))
+	if err != nil {
+		return err
+	}
+	psk, err := s.psk()
+	if err != nil {
+		return err
+	}
+	st, feed, err := s.openStore(ctx, authority)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+
+	registry := signal.NewRegistry(func(id identity.PeerID, online bool, instance uint64) {
+		feed.Ring.Publish(topology.EncodePresence(id, online, instance))
+	})
+	cfg := rpc.Config{
+		Store: st, CA: authority, Feed: feed, Registry: registry, PSK: psk, URL: s.URL, Logger: s.log,
+	}
+	if psk != nil {
+		cfg.PSKEpoch = 1
+	}
+	s.api = rpc.New(cfg)
+	if err := s.makeFirstToken(ctx, st); err != nil {
+		return err
+	}
+	return s.listenAndServe(ctx, st, authority)
+}
+
+// openStore opens the database and the feed that its commits go to.
+func (s *Server) openStore(ctx context.Context, authority *ca.CA) (*store.Store, *topology.Feed, error) {
+	ini := store.Meta{MeshID: authority.MeshID, CIDR: s.cfg.MeshCIDR, CIDR6: s.cfg.MeshCIDR6}
+	if !ini.CIDR.IsValid() {
+		ini.CIDR = DefaultMeshCIDR
+	}
+	if !ini.CIDR6.IsValid() {
+		var err error
+		if ini.CIDR6, err = randomULA(); err != nil {
+			return nil, nil, err
+		}
+	}
+	// The writer publishes only after Open, when feed is set.
+	var feed *topology.Feed
+	st, err := store.Open(ctx, store.Config{
+		Path: filepath.Join(s.cfg.DataDir, "dispatch.db"), Init: ini, Logger: s.log,
+		Encode: topology.EncodeChange, Publish: func(e []store.Event) { feed.Publish(e) },
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	rv, err := st.Version(ctx)
+	if err == nil {
+		feed = topology.NewFeed(st, st.Meta().Epoch, topology.NewRing(ringSize, rv))
+		err = s.checkMeta(st.Meta(), authority)
+	}
+	if err == nil {
+		err = st.InitPolicy(ctx, initialPolicy())
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, st.Close())
+	}
+	return st, feed, nil
+}
+
+func (s *Server) checkMeta(m store.Meta, authority *ca.CA) error {
+	if m.MeshID != authority.MeshID {
+		return fmt.Errorf("data directory %s: database is of mesh %s, certificate authority of %s", s.cfg.DataDir, m.MeshID, authority.MeshID)
+	}
+	for _, p := range []struct{ want, have netip.Prefix }{{s.cfg.MeshCIDR, m.CIDR}, {s.cfg.MeshCIDR6, m.CIDR6}} {
+		if p.want.IsValid() && p.want != p.have {
+			return fmt.Errorf("%w: it is %v, not %v", ErrFixed, p.have, p.want)
+		}
+	}
+	if m.CIDR.Overlaps(carrierNAT) {
+		s.log.Warn("mesh prefix lies in 100.64.0.0/10, which LTE carriers use: nodes on such uplinks may lose theirs", "mesh_cidr", m.CIDR.String())
+	}
+	return nil
+}
+
+// psk reads the mesh key, or makes it at the first start; nil where the operator
+// keeps it.
+func (s *Server) psk() ([]byte, error) {
+	if s.cfg.ExternalPSK {
+		return nil, nil
+	}
+	name := filepath.Join(s.cfg.DataDir, "psk")
+	b, err := identity.ReadSecret(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		b = make([]byte, pskLen)
+		if _, err := rand.Read(b); err != nil {
+			return nil, fmt.Errorf("generate mesh key: %w", err)
+		}
+		return b, identity.WriteFile(name, b, 0o600)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read mesh key: %w", err)
+	}
+	if len(b) != pskLen {
+		return nil, fmt.Errorf("read mesh key: %s has %d bytes, want %d", name, len(b), pskLen)
+	}
+	return b, nil
+}
+
+func (s *Server) makeFirstToken(ctx context.Context, st *store.Store) error {
+	n, err := st.TokenCount(ctx)
+	if err != nil || n > 0 {
+		return err
+	}
+	t, _, err := s.api.NewToken(ctx, 1, rpc.DefaultTTL, nil, "first-start")
+	if err != nil {
+		return err
+	}
+	s.firstToken = t.String()
+	return nil
+}
+
+// listenAndServe opens the listeners, reports ready, and serves until ctx ends.
+func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority *ca.CA) (err error) {
+	var lc net.ListenConfig
+	nodeLn, err := lc.Listen(ctx, "tcp", s.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for nodes: %w", err)
+	}
+	defer nodeLn.Close()
+	s.addrs.node = nodeLn.Addr()
+	pub := publicURL(ctx, s.cfg, nodeLn.Addr().(*net.TCPAddr))
+	s.url = pub.url
+	if pub.warning != "" {
+		s.log.Warn(pub.warning, "url", pub.url)
+	}
+	sock, err := listenSocket(filepath.Join(s.cfg.DataDir, socketName))
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+
+	// Ending rctx ends the requests; the listeners close after it.
+	rctx, endRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRequests()
+	nodeSrv := rpc.NewHTTPServer(rctx, s.api.NodeHandler(), s.log)
+	nodeSrv.TLSConfig = authority.ServerTLS(pub.hosts, func(ctx context.Context, id identity.PeerID, serial []byte) error {
+		return st.Admit(ctx, id, serial)
+	})
+	servers := []served{
+		{nodeSrv, nodeLn, true},
+		{rpc.NewHTTPServer(rctx, s.api.AdminHandler(), s.log), sock, false},
+	}
+	if s.cfg.AdminListen != Off {
+		ln, err := lc.Listen(ctx, "tcp", s.cfg.AdminListen)
+		if err != nil {
+			return fmt.Errorf("listen for administrators: %w", err)
+		}
+		defer ln.Close()
+		s.addrs.admin = ln.Addr()
+		servers = append(servers, served{rpc.NewHTTPServer(rctx, s.api.HealthHandler(), s.log), ln, false})
+	}
+	if s.cfg.STUNListen != Off {
+		ss, err := stun.Listen(ctx, s.cfg.STUNListen, s.log)
+		if err != nil {
+			return err
+		}
+		defer ss.Close()
+		s.addrs.stun = ss.Addr()
+	}
+	s.log.Info("hub is up", "url", s.url, "mesh_id", authority.MeshID, "mesh_cidr", st.Meta().CIDR.String(), "mesh_cidr6", st.Meta().CIDR6.String())
+	close(s.ready)
+
+	g, gctx := errgroup.WithContext(ctx)
+	for _, v := range servers {
+		g.Go(v.run)
+	}
+	g.Go(func() error { return s.compact(gctx, st) })
+	g.Go(func() error {
+		<-gctx.Done()
+		endRequests()
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+		defer cancel()
+		return drain(dctx, servers)
+	})
+	err = g.Wait()
+	s.log.Info("hub is down")
+	return err
+}
+
+type served struct {
+	srv *http.Server
+	ln  net.Listener
+	tls bool
+}
+
+func (v served) run() error {
+	var err error
+	if v.tls {
+		err = v.srv.ServeTLS(v.ln, "", "")
+	} else {
+		err = v.srv.Serve(v.ln)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// drain lets unary calls finish and cuts what is left.
+func drain(ctx context.Context, servers []served) error {
+	var g errgroup.Group
+	for _, v := range servers {
+		g.Go(func() error {
+			if err := v.srv.Shutdown(ctx); err != nil {
+				return v.srv.Close()
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (s *Server) compact(ctx context.Context, st *store.Store) error {
+	t := time.NewTicker(compactEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if err := st.Compact(ctx, keepChanges); err != nil && ctx.Err() == nil {
+				s.log.Error("compact the change log", "err", err)
+			}
+		}
+	}
+}

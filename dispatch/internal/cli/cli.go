@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cli is the command line of bauxite-dispatch. Standard output is the
+// answer, standard error the rest; --json is stable. Exit codes: 0 done, 1 an
+// error, 2 wrong usage.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2
+)
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// Run executes args, of which the first is the program's name, and returns the
+// exit code. A command that serves ends with ctx.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	err := newApp(stdout, stderr).RunContext(ctx, args)
+	if err == nil {
+		return exitOK
+	}
+	_, _ = fmt.Fprintf(stderr, "bauxite-dispatch: %v\n", err)
+	if errors.As(err, new(usageError)) {
+		_, _ = fmt.Fprintln(stderr, "bauxite-dispatch: hint: add --help to the command to see what it takes")
+		return exitUsage
+	}
+	return exitError
+}
+
+func newApp(stdout, stderr io.Writer) *cli.App {
+	app := &cli.App{
+		Name:  "bauxite-dispatch",
+		Usage: "the hub of a Bauxite mesh",
+		Description: `Start a hub, make a join token, and let a robot join:
+
+  bauxite-dispatch serve --data /var/lib/bauxite-dispatch
+  bauxite-dispatch token create --data /var/lib/bauxite-dispatch
+  bauxite join TOKEN URL                (on the robot)`,
+		Writer: stdout, ErrWriter: stderr,
+		Commands:             []*cli.Command{serveCommand(), tokenCommand(), nodeCommand(), versionCommand(), completionCommand()},
+		EnableBashCompletion: true,
+		HideVersion:          true,
+		// The caller of Run decides about the process.
+		ExitErrHandler: func(*cli.Context, error) {},
+		Action:         noCommand,
+	}
+	app.OnUsageError = onUsageError
+	for _, c := range app.Commands {
+		complete(c)
+	}
+	return app
+}
+
+// complete gives a command and its subcommands the common behaviour.
+func complete(c *cli.Command) {
+	c.OnUsageError = onUsageError
+	if len(c.Subcommands) > 0 {
+		c.Action = noCommand
+	} else if do := c.Action; c.Args == false {
+		c.Action = func(cc *cli.Context) error {
+			if cc.NArg() > 0 {
+				return usagef("%s: unexpected argument %q", cc.Command.HelpName, cc.Args().First())
+			}
+			return do(cc)
+		}
+	}
+	for _, s := range c.Subcommands {
+		complete(s)
+	}
+}
+
+func onUsageError(_ *cli.Context, err error, _ bool) error { return usageError{err} }
+
+// noCommand is the action of what only has subcommands.
+func noCommand(c *cli.Context) error {
+	if c.NArg() > 0 {
+		return usagef("unknown command %q", c.Args().First())
+	}
+	return cli.ShowSubcommandHelp(c)
+}
+
+// dataFlag names the directory, of which every command needs one.
+func dataFlag() cli.Flag {
+	return &cli.StringFlag{
+		Name: "data", Usage: "`DIR` with the hub's state", EnvVars: []string{"BAUXITE_DISPATCH_DATA"},
+	}
+}
+
+func jsonFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "json", Usage: "print JSON, whose fields are stable"}
+}
+
+func dataDir(c *cli.Context) (string, error) {
+	if d := c.String("data"); d != "" {
+		return d, nil
+	}
+	return "", usagef("%s: --data DIR is missing", c.Command.HelpName)
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func versionCommand() *cli.Command {
+	return &cli.Command{
+		Name: "version", Usage: "print the version", Flags: []cli.Flag{jsonFlag()},
+		Action: func(c *cli.Context) error {
+			v := struct {
+				Version  string `json:"version"`
+				Revision string `json:"revision,omitempty"`
+				Go       string `json:"go"`
+				OS       string `json:"os"`
+				Arch     string `json:"arch"`
+			}{"(devel)", "", runtime.Version(), runtime.GOOS, runtime.GOARCH}
+			if bi, ok := debug.ReadBuildInfo(); ok {
+				if bi.Main.Version != "" {
+					v.Version = bi.Main.Version
+				}
+				for _, s := range bi.Settings {
+					if s.Key == "vcs.revision" {
+						v.Revision = s.Value
+					}
+				}
+			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, v)
+			}
+			_, err := fmt.Fprintf(c.App.Writer, "bauxite-dispatch %s (%s, %s/%s)\n", v.Version, v.Go, v.OS, v.Arch)
+			return err
+		},
+	}
+}
+
+func completionCommand() *cli.Command {
+	return &cli.Command{
+		Name: "completion", Usage: "print a completion script for a shell", ArgsUsage: "bash|zsh|fish", Args: true,
+		Description: `Examples:
+
+  source <(bauxite-dispatch completion bash)
+  bauxite-dispatch completion fish > ~/.config/fish/completions/bauxite-dispatch.fish`,
+		Action: func(c *cli.Context) error {
+			script, ok := map[string]string{"bash": bashCompletion, "zsh": zshCompletion}[c.Args().First()]
+			if c.Args().First() == "fish" {
+				var err error
+				if script, err = c.App.ToFishCompletion(); err != nil {
+					return err
+				}
+				ok = true
+			}
+			if !ok || c.NArg() != 1 {
+				return usagef("completion: want one of bash, zsh, fish")
+			}
+			_, err := io.WriteString(c.App.Writer, script)
+			return err
+		},
+	}
+}
+
+const bashCompletion = `_bauxite_dispatch() {
+  local cur="${COMP_WORDS[COMP_CWORD]}" words=("${COMP_WORDS[@]:0:COMP_CWORD}")
+  [[ "$cur" == -* ]] && words+=("$cur")
+  COMPREPLY=($(compgen -W "$("${words[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur"))
+}
+complete -o default -F _bauxite_dispatch bauxite-dispatch
+`
+
+const zshCompletion = `#compdef bauxite-dispatch
+_bauxite_dispatch() {
+  local -a opts
+  local cur=${words[-1]}
+  if [[ "$cur" == -* ]]; then
+    opts=("${(@f)$(${words[@]:0:#words[@]-1} ${cur} --generate-bash-completion 2>/dev/null)}")
+  else
+    opts=("${(@f)$(${words[@]:0:#words[@]-1} --generate-bash-completion 2>/dev/null)}")
+  fi
+  _describe 'values' opts
+}
+compdef _bauxite_dispatch bauxite-dispatch
+`
+
+// oneLine makes text from elsewhere fit for one line of a table.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// isTerminal reports whether w is a character device.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	fi, err := f.Stat()
+	return err == nil && fi.Mode()&os.ModeCharDevice != 0
+}

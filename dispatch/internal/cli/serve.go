@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+
+	"github.com/bauxite-mesh/bauxite/dispatch"
+)
+
+func serveCommand() *cli.Command {
+	return &cli.Command{
+		Name: "serve", Usage: "run the hub in the foreground",
+		Description: `The hub is ready when it prints its node URL. The first start makes the
+certificate authority, the database and a first join token, good for one machine
+and 24 hours, which is printed on standard error.
+
+Examples:
+
+  bauxite-dispatch serve --data /var/lib/bauxite-dispatch
+  bauxite-dispatch serve --data ./hub --public-url https://hub.example.org:8440
+  bauxite-dispatch serve --data ./hub --mesh-cidr 10.99.0.0/20   (first start only)`,
+		Flags: []cli.Flag{
+			dataFlag(),
+			&cli.StringFlag{Name: "listen", Value: dispatch.DefaultListen, Usage: "`ADDR` of the node port (TCP)"},
+			&cli.StringFlag{Name: "admin-listen", Value: dispatch.DefaultAdminListen, Usage: "`ADDR` of the admin port (TCP), or off"},
+			&cli.StringFlag{Name: "stun-listen", Value: dispatch.DefaultSTUNListen, Usage: "`ADDR` of the STUN server (UDP), or off"},
+			&cli.StringFlag{Name: "public-url", Usage: "`URL` that nodes join with (default: guessed)"},
+			&cli.StringFlag{Name: "mesh-cidr", Usage: "IPv4 `PREFIX` of the mesh, at the first start only (default: " + dispatch.DefaultMeshCIDR.String() + ")"},
+			&cli.StringFlag{Name: "mesh-cidr6", Usage: "IPv6 `PREFIX` of the mesh, at the first start only (default: a random fd…/64)"},
+			&cli.StringFlag{Name: "psk", Value: "hub", Usage: "who keeps the mesh's pre-shared key: `hub` or external"},
+			&cli.StringFlag{Name: "log-format", Value: "auto", Usage: "`console` or json (default: console on a terminal)"},
+			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error"},
+		},
+		Action: serve,
+	}
+}
+
+func serve(c *cli.Context) error {
+	cfg, err := serveConfig(c)
+	if err != nil {
+		return err
+	}
+	s, err := dispatch.New(cfg)
+	if err != nil {
+		return usageError{err}
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(c.Context) }()
+	select {
+	case <-s.Ready():
+	case err := <-done:
+		return err
+	}
+	if _, err := fmt.Fprintf(c.App.Writer, "bauxite-dispatch: node URL %s\n", s.URL()); err != nil {
+		return fmt.Errorf("print node URL: %w", err)
+	}
+	if t := s.FirstToken(); t != "" {
+		_, _ = fmt.Fprintf(c.App.ErrWriter, "bauxite-dispatch: first join token, for one machine, good for 24 hours:\n  bauxite join %s %s\n", t, s.URL())
+	}
+	return <-done
+}
+
+func serveConfig(c *cli.Context) (dispatch.Config, error) {
+	dir, err := dataDir(c)
+	if err != nil {
+		return dispatch.Config{}, err
+	}
+	cfg := dispatch.Config{
+		DataDir: dir, Listen: c.String("listen"), AdminListen: c.String("admin-listen"),
+		STUNListen: c.String("stun-listen"), PublicURL: c.String("public-url"),
+	}
+	for _, f := range []struct {
+		flag string
+		to   *netip.Prefix
+	}{{"mesh-cidr", &cfg.MeshCIDR}, {"mesh-cidr6", &cfg.MeshCIDR6}} {
+		if v := c.String(f.flag); v != "" {
+			if *f.to, err = netip.ParsePrefix(v); err != nil {
+				return cfg, usagef("serve: --%s %q is not a prefix like 10.66.0.0/16", f.flag, v)
+			}
+		}
+	}
+	switch c.String("psk") {
+	case "hub":
+	case "external":
+		cfg.ExternalPSK = true
+	default:
+		return cfg, usagef("serve: --psk is hub or external")
+	}
+	cfg.Logger, err = newLogger(c.App.ErrWriter, c.String("log-format"), c.String("log-level"))
+	return cfg, err
+}
+
+// newLogger writes with zerolog behind slog.
+func newLogger(w io.Writer, format, level string) (*slog.Logger, error) {
+	lvl, err := zerolog.ParseLevel(level)
+	if err != nil || level == "" {
+		return nil, usagef("--log-level is debug, info, warn or error")
+	}
+	if format == "auto" {
+		if format = "json"; isTerminal(w) {
+			format = "console"
+		}
+	}
+	zerolog.TimeFieldFormat = time.RFC3339Nano
+	switch format {
+	case "json":
+	case "console":
+		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly, NoColor: !isTerminal(w) || os.Getenv("NO_COLOR") != ""}
+	default:
+		return nil, usagef("--log-format is console or json")
+	}
+	return slog.New(zerolog.NewSlogHandler(zerolog.New(w).Level(lvl))), nil
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
+	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
+)
+
+// class is who may call a procedure.
+type class uint8
+
+const (
+	anonymous class = iota + 1 // anybody who reaches the node port
+	node                       // the bearer of a node certificate
+	admin                      // whoever may open the unix socket
+)
+
+// classes names every procedure of the API. One that is missing here is refused,
+// and the hub does not start.
+var classes = map[string]class{
+	dispatchv1connect.ProvisioningServiceProvisionProcedure:       anonymous,
+	dispatchv1connect.SignalingServiceExchangeCandidatesProcedure: node,
+	dispatchv1connect.TopologyServiceWatchTopologyProcedure:       node,
+	dispatchv1connect.PolicyServiceGetPolicyProcedure:             node,
+	dispatchv1connect.FleetServiceCreateTokenProcedure:            admin,
+	dispatchv1connect.FleetServiceListNodesProcedure:              admin,
+}
+
+// checkClasses panics unless table classifies every procedure of files.
+func checkClasses(table map[string]class, files ...protoreflect.FileDescriptor) {
+	for _, f := range files {
+		for i := range f.Services().Len() {
+			s := f.Services().Get(i)
+			for j := range s.Methods().Len() {
+				p := fmt.Sprintf("/%s/%s", s.FullName(), s.Methods().Get(j).Name())
+				if table[p] == 0 {
+					panic("rpc: procedure without a class: " + p)
+				}
+			}
+		}
+	}
+}
+
+// apiFiles are the files that declare services.
+var apiFiles = []protoreflect.FileDescriptor{
+	dispatchv1.File_bauxite_dispatch_v1_provisioning_proto,
+	dispatchv1.File_bauxite_dispatch_v1_signaling_proto,
+	dispatchv1.File_bauxite_dispatch_v1_topology_proto,
+	dispatchv1.File_bauxite_dispatch_v1_policy_proto,
+	dispatchv1.File_bauxite_dispatch_v1_fleet_proto,
+}
+
+// caller is who is at the other end of a connection, as the transport proved it.
+type caller struct {
+	class class
+	id    identity.PeerID // zero unless class is node
+	// unblock makes pending and later reads of the request fail.
+	unblock func()
+}
+
+type callerKey struct{}
+
+func withCaller(ctx context.Context, c caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+func callerOf(ctx context.Context) caller {
+	c, _ := ctx.Value(callerKey{}).(caller)
+	return c
+}
+
+// authorize is the only place where a call is let in.
+func authorize(ctx context.Context, procedure string) error {
+	want, have := classes[procedure], callerOf(ctx).class
+	if want == 0 || have == 0 || want != anonymous && want != have {
+		code := connect.CodePermissionDenied
+		if have == anonymous && want == node {
+			code = connect.CodeUnauthenticated
+		}
+		return fail(code, dispatchv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED, "this caller may not use "+procedure, "")
+	}
+	return nil
+}
+
+// gate applies authorize to every kind of call and knows the nodes' live streams.
+type gate struct {
+	admit func(ctx context.Context, id identity.PeerID) error
+
+	mu   sync.Mutex // guards live
+	live map[identity.PeerID]map[*context.CancelCauseFunc]struct{}
+}
+
+var errRevoked = errors.New("revoked")
+
+// watch returns a context that cut ends, and a function to call in the end.
+func (g *gate) watch(ctx context.Context, id identity.PeerID) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.live[id] == nil {
+		g.live[id] = make(map[*context.CancelCauseFunc]struct{})
+	}
+	g.live[id][&cancel] = struct{}{}
+	return ctx, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if delete(g.live[id], &cancel); len(g.live[id]) == 0 {
+			delete(g.live, id)
+		}
+		cancel(nil)
+	}
+}
+
+// cut ends all streams of a node.
+func (g *gate) cut(id identity.PeerID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for cancel := range g.live[id] {
+		(*cancel)(errRevoked)
+	}
+}
+
+func (g *gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		if err := authorize(ctx, req.Spec().Procedure); err != nil {
+			return nil, err
+		}
+		if c := callerOf(ctx); c.class == node {
+			if err := g.admit(ctx, c.id); err != nil {
+				return nil, err
+			}
+		}
+		return next(ctx, req)
+	}
+}
+
+func (g *gate) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+func (g *gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		if err := authorize(ctx, conn.Spec().Procedure); err != nil {
+			return err
+		}
+		if c := callerOf(ctx); c.class == node {
+			var done func()
+			ctx, done = g.watch(ctx, c.id)
+			defer done()
+			// After watch, so that a revocation falls into neither gap. The handshake
+			// may lie far back: connections live for weeks.
+			if err := g.admit(ctx, c.id); err != nil {
+				return err
+			}
+		}
+		return next(ctx, conn)
+	}
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rpc serves the hub's API over Connect. It translates between messages
+// and the packages that hold state, and decides who may call what: a caller's
+// identity is that of its TLS certificate, or of the unix socket, and never read
+// from a message.
+package rpc
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/signal"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/topology"
+	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
+)
+
+const (
+	maxJoin    = 64 << 10
+	maxRequest = 1 << 20
+	// maxSignalMessage is above signal.MaxBody, so that a body which is a little
+	// too large is answered rather than cutting the stream.
+	maxSignalMessage = 2 * signal.MaxBody
+	// bookmarkEvery is how often an idle watcher hears that the hub is alive.
+	bookmarkEvery = 30 * time.Second
+)
+
+// Config is what the API stands on. All fields but BookmarkEvery are required.
+type Config struct {
+	Store    *store.Store
+	CA       *ca.CA
+	Feed     *topology.Feed
+	Registry *signal.Registry
+	// PSK is the mesh key that joining nodes get; nil where the operator
+	// distributes his own.
+	PSK      []byte
+	PSKEpoch uint32
+	// URL returns the node URL.
+	URL    func() string
+	Logger *slog.Logger
+	// BookmarkEvery zero means 30 s.
+	BookmarkEvery time.Duration
+}
+
+// API is the hub's services.
+type API struct {
+	cfg   Config
+	store *store.Store
+	log   *slog.Logger
+	gate  *gate
+}
+
+// New returns the API. It panics where a procedure has no class.
+func New(cfg Config) *API {
+	checkClasses(classes, apiFiles...)
+	if cfg.BookmarkEvery == 0 {
+		cfg.BookmarkEvery = bookmarkEvery
+	}
+	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger}
+	a.gate = &gate{
+		live: make(map[identity.PeerID]map[*context.CancelCauseFunc]struct{}),
+		admit: func(ctx context.Context, id identity.PeerID) error {
+			err := a.store.Admit(ctx, id, nil)
+			if errors.Is(err, store.ErrNotFound) {
+				err = store.ErrNodeRevoked
+			}
+			if err != nil {
+				return wireError(ctx, a.log, "admit node", err)
+			}
+			return nil
+		},
+	}
+	return a
+}
+
+// NodeHandler serves the node port.
+func (a *API) NodeHandler() http.Handler {
+	mux := http.NewServeMux()
+	opts := func(max int) []connect.HandlerOption {
+		return []connect.HandlerOption{
+			connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(max),
+			// Compressing each small message for each node costs more than it saves.
+			connect.WithCompression("gzip", nil, nil),
+		}
+	}
+	mux.Handle(dispatchv1connect.NewProvisioningServiceHandler(provisioning{a}, opts(maxJoin)...))
+	mux.Handle(dispatchv1connect.NewSignalingServiceHandler(signaling{a}, opts(maxSignalMessage)...))
+	mux.Handle(dispatchv1connect.NewTopologyServiceHandler(topologyService{a}, opts(maxRequest)...))
+	mux.Handle(dispatchv1connect.NewPolicyServiceHandler(policyService{a},
+		connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(1024)))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := caller{class: anonymous, unblock: func() {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
+		}}
+		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+			id, err := a.cfg.CA.Peer(*r.TLS)
+			if err != nil { // the handshake has checked this already
+				http.Error(w, "bad client certificate", http.StatusForbidden)
+				return
+			}
+			c.class, c.id = node, id
+		}
+		w.Header().Set("Cache-Control", "no-store")
+		mux.ServeHTTP(w, r.WithContext(withCaller(r.Context(), c)))
+	})
+}
+
+// AdminHandler serves the unix socket. Whoever can open it is an administrator.
+func (a *API) AdminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(dispatchv1connect.NewFleetServiceHandler(fleet{a},
+		connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(maxRequest)))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		mux.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{class: admin})))
+	})
+}
+
+// HealthHandler serves /healthz and /readyz.
+func (a *API) HealthHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		defer cancel()
+		if _, err := a.store.Version(ctx); err != nil {
+			http.Error(w, "database does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	return mux
+}
+
+// Revoke shuts a node out and ends its streams.
+func (a *API) Revoke(ctx context.Context, id identity.PeerID, reason string) error {
+	if err := a.store.RevokeNode(ctx, id, reason); err != nil {
+		return err
+	}
+	a.gate.cut(id)
+	a.log.InfoContext(ctx, "node revoked", "node", id.Short(), "reason", reason)
+	return nil
+}
+
+// NewHTTPServer returns a server with the limits that fit long streams: no
+// deadline on whole requests, pings that find dead peers, and small windows. ctx
+// is that of all requests: ending it ends the streams.
+func NewHTTPServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h,
+		// It bounds the TLS handshake, too.
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: 20 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 10 * time.Second,
+			MaxConcurrentStreams: 16, MaxReceiveBufferPerConnection: 128 << 10, MaxReceiveBufferPerStream: 64 << 10,
+		},
+	}
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package signal relays opaque connection set-up messages between the nodes that
+// have a stream open, and knows by that who is online. Every queue is bounded and
+// every message that cannot be delivered is answered with a reason.
+package signal
+
+import (
+	"sync"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+)
+
+const (
+	// QueueLen is how many messages wait for one receiver.
+	QueueLen = 64
+	// Rate and Burst bound what one sender may send, in messages per second.
+	Rate  = 50
+	Burst = 200
+	// MaxBody is the largest body in bytes.
+	MaxBody = 16 << 10
+)
+
+// Reason says what became of a message.
+type Reason uint8
+
+// The reasons; Delivered means that the message is in the receiver's queue.
+const (
+	Delivered Reason = iota
+	Offline
+	Busy
+	OverRate
+	Invalid
+)
+
+// Envelope is a message with its authenticated sender.
+type Envelope struct {
+	From identity.PeerID
+	Body []byte
+}
+
+// Registry knows the open streams. It is safe for concurrent use.
+type Registry struct {
+	presence func(id identity.PeerID, online bool, instance uint64)
+
+	mu       sync.Mutex // guards the following
+	streams  map[identity.PeerID]*Stream
+	instance uint64
+}
+
+// NewRegistry returns an empty registry. presence is called, in order and never
+// concurrently, whenever a node comes, comes anew, or goes; it must not block nor
+// call back.
+func NewRegistry(presence func(id identity.PeerID, online bool, instance uint64)) *Registry {
+	return &Registry{
+		presence: presence,
+		streams:  make(map[identity.PeerID]*Stream),
+		// Higher after a restart than ever before it.
+		instance: uint64(time.Now().UnixMicro()),
+	}
+}
+
+// Stream is the one signalling stream of a node.
+type Stream struct {
+	ID       identity.PeerID
+	Instance uint64
+
+	reg   *Registry
+	queue chan Envelope
+	gone  chan struct{} // closed once another stream took its place
+
+	mu     sync.Mutex // guards the bucket
+	tokens float64
+	filled time.Time
+}
+
+// Open registers the stream of a node. An older one of the same node is closed:
+// the newest wins, because the older is mostly one whose end nobody has noticed.
+func (r *Registry) Open(id identity.PeerID) *Stream {
+	s := &Stream{
+		ID: id, reg: r, queue: make(chan Envelope, QueueLen), gone: make(chan struct{}),
+		tokens: Burst, filled: time.Now(),
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.streams[id]; old != nil {
+		close(old.gone)
+	}
+	r.instance++
+	s.Instance = r.instance
+	r.streams[id] = s
+	r.presence(id, true, s.Instance)
+	return s
+}
+
+// Close unregisters s, unless another stream has taken its place already.
+func (s *Stream) Close() {
+	s.reg.mu.Lock()
+	defer s.reg.mu.Unlock()
+	if s.reg.streams[s.ID] == s {
+		delete(s.reg.streams, s.ID)
+		s.reg.presence(s.ID, false, s.Instance)
+	}
+}
+
+// Gone is closed once s is no longer the node's stream.
+func (s *Stream) Gone() <-chan struct{} { return s.gone }
+
+// Queue is what others sent to the node.
+func (s *Stream) Queue() <-chan Envelope { return s.queue }
+
+// Send puts a message from s into the receiver's queue. It keeps body.
+func (s *Stream) Send(to identity.PeerID, body []byte) Reason {
+	if len(body) == 0 || len(body) > MaxBody || to == s.ID {
+		return Invalid
+	}
+	s.reg.mu.Lock()
+	dst := s.reg.streams[to]
+	s.reg.mu.Unlock()
+	if dst == nil {
+		return Offline
+	}
+	select {
+	case dst.queue <- Envelope{From: s.ID, Body: body}:
+		return Delivered
+	default:
+		return Busy
+	}
+}
+
+// Allow takes one message from the sender's budget. It counts what is refused
+// elsewhere too, since that costs the hub as well.
+func (s *Stream) Allow() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.tokens = min(Burst, s.tokens+Rate*now.Sub(s.filled).Seconds())
+	s.filled = now
+	if s.tokens < 1 {
+		return false
+	}
+	s.tokens--
+	return true
+}
+
+// Online calls f for every node that has a stream, in no order. f must not call
+// back.
+func (r *Registry) Online(f func(id identity.PeerID, instance uint64)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, s := range r.streams {
+		f(id, s.Instance)
+	}
+}
