@@ -67,9 +67,9 @@ func (e *env) lint(ctx context.Context) {
 			return step.Cmd{Dir: e.root}.Run(ctx, log, e.path(".bin", "buf"), args...)
 		}
 	}
-	e.do(ctx, "lint: proto", buf("lint"))
-	e.do(ctx, "lint: proto format", buf("format", "--diff", "--exit-code"))
-	e.do(ctx, "lint: proto compatibility", func(ctx context.Context, log *step.Log) error {
+	e.do(ctx, "buf lint", buf("lint"))
+	e.do(ctx, "buf format", buf("format", "--diff", "--exit-code"))
+	e.do(ctx, "buf breaking", func(ctx context.Context, log *step.Log) error {
 		tags, err := step.Cmd{Dir: e.root}.Output(ctx, log, "git", "tag", "--merged", "HEAD", "--list", "proto/v*", "--sort=-v:refname")
 		if err != nil {
 			return err

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -167,7 +168,7 @@ func (c Cmd) Run(ctx context.Context, log *Log, name string, args ...string) err
 	log.tail = c.Tests
 	defer func() { log.tail = false }()
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s %s: %w", name, first(args), err)
+		return fmt.Errorf("%s %s: %w", filepath.Base(name), first(args), err)
 	}
 	return nil
 }
@@ -180,7 +181,7 @@ func (c Cmd) Output(ctx context.Context, log *Log, name string, args ...string) 
 	cmd.Stdout, cmd.Stderr = &out, log
 	if err := cmd.Run(); err != nil {
 		fmt.Fprintf(log, "%s", out.Bytes())
-		return out.String(), fmt.Errorf("%s %s: %w", name, first(args), err)
+		return out.String(), fmt.Errorf("%s %s: %w", filepath.Base(name), first(args), err)
 	}
 	return out.String(), nil
 }
