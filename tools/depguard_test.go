@@ -75,6 +75,13 @@ var forbidden = map[string]struct{ bad, fine map[string][]string }{
 		bad:  map[string][]string{"edge/internal/daemon": {"ours/dispatch/x"}},
 		fine: map[string][]string{"edge/internal/daemon": {"ours/conduit", "ours/citadel", "ours/forge", "ours/proto/gen/x"}},
 	},
+	"lab": {
+		bad: map[string][]string{
+			"lab":     {"ours/conduit"},
+			"lab/e2e": {"ours/dispatch/dispatchtest", "ours/edge/x"},
+		},
+		fine: map[string][]string{"lab/e2e": {"ours/lab/netns"}},
+	},
 	"libraries-log-slog": {
 		bad: map[string][]string{
 			"conduit":         {"github.com/rs/zerolog", "github.com/urfave/cli/v2"},

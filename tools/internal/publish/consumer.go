@@ -117,12 +117,12 @@ func Install(ctx context.Context, run *step.Runner, dir string, env []string, ta
 // checkBinary asks the binary and the go command what it was built from: no
 // sibling may come from a folder.
 func checkBinary(ctx context.Context, log *step.Log, c step.Cmd, binary string, t Tag) error {
-	out, err := c.Output(ctx, log, binary, "--version")
+	out, err := c.Output(ctx, log, binary, "version")
 	if err != nil {
 		return err
 	}
 	if !strings.Contains(out, strings.TrimPrefix(t.Version, "v")) {
-		return fmt.Errorf("%s --version says %q, want %s in it", filepath.Base(binary), strings.TrimSpace(out), t.Version)
+		return fmt.Errorf("%s version says %q, want %s in it", filepath.Base(binary), strings.TrimSpace(out), t.Version)
 	}
 	built, err := c.Output(ctx, log, "go", "version", "-m", binary)
 	if err != nil {
