@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config reads and writes config.toml, strictly: a key that is not known
+// is an error with its line, because a robot that ignores a misspelt setting
+// fails later and further away.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/bauxite-mesh/bauxite/conduit/hub"
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/tun"
+)
+
+// MaxSize is the largest config.toml, in bytes.
+const MaxSize = 64 << 10
+
+// Limits and defaults.
+const (
+	MinMTU = 1280 // IPv6 wants no less (RFC 8200)
+	MaxMTU = 9000
+	// MaxSTUN bounds the STUN servers.
+	MaxSTUN = 8
+	// PublicSTUN is asked after the hub's own server.
+	PublicSTUN = "stun.l.google.com:19302"
+	// HubSTUNPort is where a hub answers STUN.
+	HubSTUNPort = "3478"
+)
+
+// ErrConfig is what every error about the file's content Is.
+var ErrConfig = errors.New("bad configuration")
+
+// Config is config.toml. `bauxite join` writes hub, node and psk.
+type Config struct {
+	Hub       Hub       `toml:"hub" comment:"The hub that this node belongs to."`
+	Node      Node      `toml:"node" comment:"What the hub says of this node. The certificate says the same, and counts."`
+	PSK       PSK       `toml:"psk" comment:"The secret that all nodes of the mesh share."`
+	Tun       Tun       `toml:"tun"`
+	Transport Transport `toml:"transport"`
+	Log       Log       `toml:"log"`
+}
+
+// Hub says where the hub is.
+type Hub struct {
+	// URL of the node port. Required.
+	URL string `toml:"url"`
+}
+
+// Node is the node as the hub enrolled it. Required, but VirtualIP6.
+type Node struct {
+	Name       string          `toml:"name"`
+	ID         identity.PeerID `toml:"id"`
+	MeshID     string          `toml:"mesh_id"`
+	VirtualIP  netip.Addr      `toml:"virtual_ip"`
+	VirtualIP6 netip.Addr      `toml:"virtual_ip6,omitzero"`
+	// MeshCIDRs are routed into the mesh.
+	MeshCIDRs []netip.Prefix `toml:"mesh_cidrs"`
+}
+
+// PSK says where the pre-shared key is.
+type PSK struct {
+	// File is relative to the home directory; empty means "psk".
+	File string `toml:"file,omitempty"`
+	// Epoch tells keys apart while the mesh changes from one to the next.
+	Epoch uint8 `toml:"epoch"`
+}
+
+// Tun describes the mesh's network interface.
+type Tun struct {
+	// Name; empty means tun.DefaultName, "none" means no interface.
+	Name string `toml:"name,omitempty" comment:"name = \"bauxite0\"   # \"none\": no interface\nmtu = 1350"`
+	// MTU in bytes; 0 means tun.DefaultMTU.
+	MTU int `toml:"mtu,omitempty"`
+}
+
+// Transport describes the UDP side.
+type Transport struct {
+	// Port is the local UDP port; 0 means any.
+	Port int `toml:"port,omitempty" comment:"port = 0             # any\ncipher = \"auto\"      # or chacha20-poly1305, aes-256-gcm\nstun_servers = []    # none; without this line: the hub's, then stun.l.google.com:19302"`
+	// STUNServers are "host:port"; absent means the hub's host on port 3478, then
+	// PublicSTUN. An empty list means none.
+	STUNServers []string `toml:"stun_servers,omitempty"`
+	// Cipher is auto, chacha20-poly1305 or aes-256-gcm; empty means auto.
+	Cipher string `toml:"cipher,omitempty"`
+}
+
+// Log describes what `bauxite run` writes to stderr.
+type Log struct {
+	// Format is console or json; empty means console on a terminal, else json.
+	Format string `toml:"format,omitempty" comment:"format = \"console\"   # or json; without this line: console on a terminal, else json\nlevel = \"info\"       # or debug, warn, error"`
+	// Level is debug, info, warn or error; empty means info.
+	Level string `toml:"level,omitempty"`
+}
+
+// Parse reads and checks a config.toml. Its errors give the line and, where one
+// can be had, a proposal.
+func Parse(text []byte) (*Config, error) {
+	if len(text) > MaxSize {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrConfig, len(text), MaxSize)
+	}
+	var c Config
+	d := toml.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		return nil, fmt.Errorf("%w: %s", ErrConfig, explain(err))
+	}
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return &c, nil
+}
+
+// Load reads a file that only its owner may read.
+func Load(name string) (*Config, error) {
+	fi, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() > MaxSize {
+		return nil, fmt.Errorf("%s: %w: %d bytes, at most %d", name, ErrConfig, fi.Size(), MaxSize)
+	}
+	text, err := identity.ReadSecret(name)
+	if err != nil {
+		return nil, err
+	}
+	c, err := Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return c, nil
+}
+
+// Marshal returns c as a file with comments.
+func (c *Config) Marshal() ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteString("# Written by `bauxite join`. Every setting that is not here has its default.\n\n")
+	if err := toml.NewEncoder(&b).Encode(c); err != nil {
+		return nil, fmt.Errorf("write configuration: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// Validate checks every value.
+func (c *Config) Validate() error {
+	bad := func(key, format string, a ...any) error {
+		return fmt.Errorf("%w: %s: %s", ErrConfig, key, fmt.Sprintf(format, a...))
+	}
+	if _, err := hub.ParseURL(c.Hub.URL); err != nil {
+		return bad("hub.url", "%v", err)
+	}
+	n := c.Node
+	switch {
+	case !identity.ValidName(n.Name):
+		return bad("node.name", "%q is no DNS label in lower case", n.Name)
+	case n.ID.IsZero():
+		return bad("node.id", "is missing")
+	case !identity.ValidName(n.MeshID):
+		return bad("node.mesh_id", "is missing or malformed")
+	case !n.VirtualIP.Is4():
+		return bad("node.virtual_ip", "is no IPv4 address")
+	case n.VirtualIP6.IsValid() && (!n.VirtualIP6.Is6() || n.VirtualIP6.Is4In6() || n.VirtualIP6.Zone() != ""):
+		return bad("node.virtual_ip6", "is no IPv6 address")
+	case len(n.MeshCIDRs) == 0 || len(n.MeshCIDRs) > 16:
+		return bad("node.mesh_cidrs", "has %d prefixes, want 1 to 16", len(n.MeshCIDRs))
+	}
+	for _, p := range n.MeshCIDRs {
+		if !p.IsValid() || p.Masked() != p || p.Bits() == 0 {
+			return bad("node.mesh_cidrs", "%v is no network", p)
+		}
+	}
+	if c.Tun.Name != "" && !validInterface(c.Tun.Name) {
+		return bad("tun.name", "%q is no interface name: at most 15 letters, digits, '-', '_' or '.'", c.Tun.Name)
+	}
+	if c.Tun.MTU != 0 && (c.Tun.MTU < MinMTU || c.Tun.MTU > MaxMTU) {
+		return bad("tun.mtu", "is %d, want %d to %d", c.Tun.MTU, MinMTU, MaxMTU)
+	}
+	if c.Transport.Port < 0 || c.Transport.Port > 65535 {
+		return bad("transport.port", "is %d, want 0 to 65535", c.Transport.Port)
+	}
+	if len(c.Transport.STUNServers) > MaxSTUN {
+		return bad("transport.stun_servers", "has %d servers, at most %d", len(c.Transport.STUNServers), MaxSTUN)
+	}
+	for _, s := range c.Transport.STUNServers {
+		if h, p, err := net.SplitHostPort(s); err != nil || h == "" || p == "" {
+			return bad("transport.stun_servers", "%q is not host:port", s)
+		}
+	}
+	if f := c.PSK.File; f != "" && (len(f) > 4096 || strings.ContainsRune(f, 0)) {
+		return bad("psk.file", "is no file name")
+	}
+	return errors.Join(
+		oneOf("transport.cipher", c.Transport.Cipher, "auto", "chacha20-poly1305", "aes-256-gcm"),
+		oneOf("log.format", c.Log.Format, "console", "json"),
+		oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error"))
+}
+
+// STUN returns the servers in force.
+func (c *Config) STUN() []string {
+	if c.Transport.STUNServers != nil {
+		return c.Transport.STUNServers
+	}
+	out := []string{PublicSTUN}
+	if u, err := hub.ParseURL(c.Hub.URL); err == nil {
+		out = []string{net.JoinHostPort(u.Hostname(), HubSTUNPort), PublicSTUN}
+	}
+	return out
+}
+
+// TunName returns the interface name in force; empty where there is to be none.
+func (c *Config) TunName() string {
+	switch c.Tun.Name {
+	case "":
+		return tun.DefaultName
+	case "none":
+		return ""
+	}
+	return c.Tun.Name
+}
+
+// TunMTU returns the MTU in force.
+func (c *Config) TunMTU() int {
+	if c.Tun.MTU == 0 {
+		return tun.DefaultMTU
+	}
+	return c.Tun.MTU
+}
+
+func validInterface(s string) bool {
+	return s != "" && len(s) <= 15 && s != "." && s != ".." &&
+		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
+}
+
+func oneOf(key, have string, want ...string) error {
+	if have == "" {
+		return nil
+	}
+	for _, w := range want {
+		if have == w {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s: %q is not one of %s", ErrConfig, key, have, strings.Join(want, ", "))
+}
