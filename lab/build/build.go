@@ -131,6 +131,9 @@ func buildOne(ctx context.Context, module, name, dir string, progress func(strin
 	defer os.RemoveAll(tmp)
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-v", "-o", filepath.Join(tmp, name), "./cmd/"+name)
 	cmd.Dir = module
+	// An interrupted go command ends its compilers too.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 5 * time.Second
 	var said bytes.Buffer
 	out, err := cmd.StderrPipe()
 	if err == nil {

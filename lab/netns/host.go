@@ -120,14 +120,21 @@ type placement struct {
 }
 
 // WAN is the public internet: one router with a subnet of its own for each
-// attachment. Every attachment reaches every other over IPv4 and IPv6.
+// attachment. Every attachment reaches every other over IPv4 and IPv6. What
+// leads elsewhere, such as a query to the machine's own DNS server, vanishes
+// without an answer.
 type WAN struct{ host *Host }
 
 // WAN makes the router. One lab needs one at most.
 func (l *Lab) WAN(name string) *WAN {
 	l.tb.Helper()
 	h := l.host(name, "router")
-	l.check(h.Do(func() error { return setRouter() }), "router %s", name)
+	l.check(h.Do(func() error {
+		if err := setRouter(); err != nil {
+			return err
+		}
+		return addBlackholes()
+	}), "router %s", name)
 	return &WAN{host: h}
 }
 
@@ -240,6 +247,18 @@ func addRoute(name string, dst netip.Prefix, gw netip.Addr, metric int) error {
 	r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(dst), Gw: gw.AsSlice(), Priority: metric}
 	if err := netlink.RouteReplace(r); err != nil {
 		return fmt.Errorf("route %v via %v: %w", dst, gw, err)
+	}
+	return nil
+}
+
+// addBlackholes drops what no other route of the calling thread's namespace
+// takes, where the kernel would send an ICMP error.
+func addBlackholes() error {
+	for _, dst := range []netip.Prefix{default4, default6} {
+		r := &netlink.Route{Dst: ipNet(dst), Type: unix.RTN_BLACKHOLE, Priority: 1 << 20}
+		if err := netlink.RouteAdd(r); err != nil {
+			return fmt.Errorf("add blackhole for %v: %w", dst, err)
+		}
 	}
 	return nil
 }

@@ -169,19 +169,27 @@ func (p *Proc) end(sig syscall.Signal, patience time.Duration) bool {
 	return false
 }
 
-// WaitOutput waits until a line of standard output or error matches re and
-// returns the match and its groups. It fails when ctx or the process ends
-// first.
+// WaitStdout waits until a line of standard output matches re and returns the
+// match and its groups. It fails when ctx or the process ends first.
+func (p *Proc) WaitStdout(ctx context.Context, re *regexp.Regexp) ([]string, error) {
+	return p.waitLine(ctx, &p.log.out, re)
+}
+
+// WaitOutput is WaitStdout for lines of standard output or error.
 func (p *Proc) WaitOutput(ctx context.Context, re *regexp.Regexp) ([]string, error) {
+	return p.waitLine(ctx, &p.log.all, re)
+}
+
+func (p *Proc) waitLine(ctx context.Context, in *bytes.Buffer, re *regexp.Regexp) ([]string, error) {
 	for {
-		m, changed := p.log.find(re)
+		m, changed := p.log.find(in, re)
 		if m != nil {
 			return m, nil
 		}
 		select {
 		case <-changed:
 		case <-p.done:
-			if m, _ := p.log.find(re); m != nil {
+			if m, _ := p.log.find(in, re); m != nil {
 				return m, nil
 			}
 			return nil, fmt.Errorf("%s in %s ended (%w) before it printed %q:\n%s",
@@ -255,10 +263,15 @@ func (w *logWriter) Write(b []byte) (int, error) {
 	return l.file.Write(b)
 }
 
-func (l *procLog) find(re *regexp.Regexp) (match []string, changed <-chan struct{}) {
+// find looks through the whole lines of one of the log's buffers. changed is
+// closed at the next write.
+func (l *procLog) find(in *bytes.Buffer, re *regexp.Regexp) (match []string, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for line := range bytes.Lines(l.all.Bytes()) {
+	for line := range bytes.Lines(in.Bytes()) {
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			break // still being written
+		}
 		if m := re.FindStringSubmatch(strings.TrimRight(string(line), "\n")); m != nil {
 			return m, nil
 		}
