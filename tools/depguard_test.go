@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/bauxite-mesh/bauxite/tools/internal/repo"
+	"github.com/bauxite-mesh/bauxite/tools/internal/repo/repotest"
 )
 
 // forbidden is, for each depguard rule, imports it must complain about and
@@ -125,8 +126,8 @@ func TestDepguard(t *testing.T) {
 	// Folders above have names that some rule matches, to show that the
 	// rules look at the place in the tree and not at the whole path.
 	tree := filepath.Join(t.TempDir(), "conduit", "dispatch")
-	put(t, filepath.Join(tree, ".golangci.yml"), string(config))
-	put(t, filepath.Join(tree, "go.mod"), "module example.com/shape\n\ngo 1.26.0\n")
+	repotest.Put(t, filepath.Join(tree, ".golangci.yml"), string(config))
+	repotest.Put(t, filepath.Join(tree, "go.mod"), "module example.com/shape\n\ngo 1.26.0\n")
 	for name, rule := range forbidden {
 		if len(rule.bad) == 0 {
 			t.Errorf("rule %s is not proven", name)
@@ -181,17 +182,7 @@ func writeImports(t *testing.T, tree, dir string, imports []string) {
 	t.Helper()
 	for _, i := range imports {
 		name := regexp.MustCompile(`\W`).ReplaceAllString(i, "_") + ".go"
-		put(t, filepath.Join(tree, dir, name), "package "+path.Base(dir)+"\n\nimport _ \""+expand(i)+"\"\n")
-	}
-}
-
-func put(t *testing.T, name, text string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
+		repotest.Put(t, filepath.Join(tree, dir, name), "package "+path.Base(dir)+"\n\nimport _ \""+expand(i)+"\"\n")
 	}
 }
 

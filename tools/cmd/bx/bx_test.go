@@ -4,12 +4,12 @@ package main
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/bauxite-mesh/bauxite/tools/internal/repo/repotest"
 	"github.com/bauxite-mesh/bauxite/tools/internal/step"
 )
 
@@ -30,11 +30,11 @@ func TestReachedWantsACall(t *testing.T) {
 
 func TestReadAllowedWantsReasons(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "allow.txt")
-	put(t, name, "# comment\nGO-1  never called\n")
+	repotest.Put(t, name, "# comment\nGO-1  never called\n")
 	if got, err := readAllowed(name); err != nil || got["GO-1"] != "never called" {
 		t.Errorf("readAllowed = %v, %v", got, err)
 	}
-	put(t, name, "GO-1\n")
+	repotest.Put(t, name, "GO-1\n")
 	if _, err := readAllowed(name); err == nil || !strings.Contains(err.Error(), "no reason") {
 		t.Errorf("readAllowed(no reason) = %v", err)
 	}
@@ -47,7 +47,7 @@ func TestCompareTrees(t *testing.T) {
 		want: {"same": "1", "x/edited": "2", "x/new": "1"},
 	} {
 		for name, text := range files {
-			put(t, filepath.Join(dir, name), text)
+			repotest.Put(t, filepath.Join(dir, name), text)
 		}
 	}
 	got, err := compareTrees(have, want)
@@ -61,8 +61,8 @@ func TestCompareTrees(t *testing.T) {
 
 func TestFuzzTargets(t *testing.T) {
 	root := t.TempDir()
-	put(t, filepath.Join(root, "conduit/internal/wire/a_test.go"), "package wire\n\nfunc FuzzHeader(f *testing.F) {}\n\nfunc TestX(t *testing.T) {}\n")
-	put(t, filepath.Join(root, "edge/b_test.go"), "package edge\n\nfunc FuzzConfig(f *testing.F) {}\n")
+	repotest.Put(t, filepath.Join(root, "conduit/internal/wire/a_test.go"), "package wire\n\nfunc FuzzHeader(f *testing.F) {}\n\nfunc TestX(t *testing.T) {}\n")
+	repotest.Put(t, filepath.Join(root, "edge/b_test.go"), "package edge\n\nfunc FuzzConfig(f *testing.F) {}\n")
 	got, err := fuzzTargets(root)
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func TestFuzzTargets(t *testing.T) {
 
 func TestUnlessFreshInstallsOnce(t *testing.T) {
 	e := &env{root: t.TempDir()}
-	put(t, e.path("pins"), "v1")
+	repotest.Put(t, e.path("pins"), "v1")
 	n := 0
 	install := func() error { n++; return nil }
 	for _, want := range []int{1, 1} {
@@ -82,7 +82,7 @@ func TestUnlessFreshInstallsOnce(t *testing.T) {
 			t.Errorf("installed %d times, %v, want %d", n, err, want)
 		}
 	}
-	put(t, e.path("pins"), "v2")
+	repotest.Put(t, e.path("pins"), "v2")
 	if err := e.unlessFresh("x", []string{"pins"}, install); err != nil || n != 2 {
 		t.Errorf("installed %d times after a new pin, %v, want 2", n, err)
 	}
@@ -90,15 +90,15 @@ func TestUnlessFreshInstallsOnce(t *testing.T) {
 
 func TestBufPin(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "package.json")
-	put(t, name, `{"optionalDependencies": {"`+bufPackage()+`": "1.2.3", "other": "1.2.3"}}`)
+	repotest.Put(t, name, `{"optionalDependencies": {"`+bufPackage()+`": "1.2.3", "other": "1.2.3"}}`)
 	if v, here, err := bufPin(name); err != nil || v != "1.2.3" || !here {
 		t.Errorf("bufPin = %q, %v, %v", v, here, err)
 	}
-	put(t, name, `{"optionalDependencies": {"other": "1.2.3"}}`)
+	repotest.Put(t, name, `{"optionalDependencies": {"other": "1.2.3"}}`)
 	if v, here, err := bufPin(name); err != nil || v != "1.2.3" || here {
 		t.Errorf("bufPin(other platform) = %q, %v, %v", v, here, err)
 	}
-	put(t, name, `{"optionalDependencies": {"a": "1.2.3", "b": "1.2.4"}}`)
+	repotest.Put(t, name, `{"optionalDependencies": {"a": "1.2.3", "b": "1.2.4"}}`)
 	if _, _, err := bufPin(name); err == nil {
 		t.Error("bufPin(two versions) = nil error")
 	}
@@ -114,15 +114,5 @@ func TestMissing(t *testing.T) {
 	}
 	if err := missing(true, []string{"ping"}, "install it"); err == nil || errors.Is(err, want) {
 		t.Errorf("missing in CI = %v, want an error", err)
-	}
-}
-
-func put(t *testing.T, name, text string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -18,7 +18,6 @@ import (
 var debian = []struct{ name, command, why string }{
 	{"gcc", "gcc", "the race detector needs cgo"},
 	{"libc6-dev", "", "the race detector needs cgo"},
-	{"iproute2", "ip", "tests read addresses and routes as a user would"},
 	{"iputils-ping", "ping", "the demo and the tests ping through the tunnel"},
 }
 

@@ -3,12 +3,11 @@
 package hygiene
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/bauxite-mesh/bauxite/tools/internal/repo"
+	"github.com/bauxite-mesh/bauxite/tools/internal/repo/repotest"
 )
 
 // good is a tree that breaks no rule.
@@ -83,7 +82,7 @@ var broken = map[string][]struct{ file, old, text, want string }{
 }
 
 func TestRulesPassAGoodTree(t *testing.T) {
-	root := write(t, good())
+	root := repotest.Write(t, good())
 	for name, rule := range Rules {
 		bad, err := rule(t.Context(), root)
 		if err != nil || len(bad) > 0 {
@@ -103,7 +102,7 @@ func TestRulesBite(t *testing.T) {
 				t.Fatalf("%s: %s lacks %q", name, b.file, b.old)
 			}
 			tree[b.file] = strings.Replace(tree[b.file], b.old, b.text, 1)
-			bad, err := rule(t.Context(), write(t, tree))
+			bad, err := rule(t.Context(), repotest.Write(t, tree))
 			if err != nil {
 				t.Errorf("%s: %s with %q: %v", name, b.file, b.text, err)
 			} else if !strings.Contains(strings.Join(bad, "\n"), b.want) {
@@ -123,19 +122,4 @@ func TestWithin(t *testing.T) {
 			t.Errorf("within(%q) = %v, want %v", before+folder, got, want)
 		}
 	}
-}
-
-func write(t *testing.T, tree map[string]string) string {
-	t.Helper()
-	root := t.TempDir()
-	for name, text := range tree {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return root
 }
