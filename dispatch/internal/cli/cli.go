@@ -114,7 +114,7 @@ func dataDir(c *cli.Context) (string, error) {
 	if d := c.String("data"); d != "" {
 		return d, nil
 	}
-	return "", usagef("%s: --data DIR is missing", c.Command.HelpName)
+	return "", usagef("--data DIR is missing")
 }
 
 func printJSON(w io.Writer, v any) error {

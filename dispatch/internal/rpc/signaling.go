@@ -38,7 +38,7 @@ func (s signaling) ExchangeCandidates(ctx context.Context, stream *signalStream)
 	done := make(chan error, 1)
 	rctx, cancel := context.WithCancel(ctx)
 	go func() { done <- s.receive(rctx, st, stream, nacks) }()
-	err, read := s.send(ctx, st, stream, nacks, done)
+	read, err := s.send(ctx, st, stream, nacks, done)
 	cancel()
 	if !read {
 		me.unblock()
@@ -51,7 +51,7 @@ func (s signaling) ExchangeCandidates(ctx context.Context, stream *signalStream)
 // the reader has ended.
 func (s signaling) send(ctx context.Context, st *signal.Stream, stream *signalStream,
 	nacks <-chan *dispatchv1.SignalUndeliverable, done <-chan error,
-) (err error, read bool) {
+) (read bool, err error) {
 	for {
 		m := &dispatchv1.ExchangeCandidatesResponse{}
 		select {
@@ -60,15 +60,15 @@ func (s signaling) send(ctx context.Context, st *signal.Stream, stream *signalSt
 		case n := <-nacks:
 			m.Event = &dispatchv1.ExchangeCandidatesResponse_Undeliverable{Undeliverable: n}
 		case err := <-done:
-			return err, true
+			return true, err
 		case <-st.Gone():
-			return fail(connect.CodeAborted, dispatchv1.ErrorReason_ERROR_REASON_REPLACED,
-				"another stream of this node took the place of this one", ""), false
+			return false, fail(connect.CodeAborted, dispatchv1.ErrorReason_ERROR_REASON_REPLACED,
+				"another stream of this node took the place of this one", "")
 		case <-ctx.Done():
-			return ended(ctx), false
+			return false, ended(ctx)
 		}
 		if err := stream.Send(m); err != nil {
-			return err, false
+			return false, err
 		}
 	}
 }

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package signal
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+)
+
+var a, b, c = identity.PeerID{1}, identity.PeerID{2}, identity.PeerID{3}
+
+func TestPresence(t *testing.T) {
+	type event struct {
+		ID     identity.PeerID
+		Online bool
+	}
+	var got []event
+	var instances []uint64
+	r := NewRegistry(func(id identity.PeerID, online bool, instance uint64) {
+		got = append(got, event{id, online})
+		instances = append(instances, instance)
+	})
+	a1 := r.Open(a)
+	a2 := r.Open(a)
+	select {
+	case <-a1.Gone():
+	default:
+		t.Error("the older stream was not told")
+	}
+	a1.Close() // late: must not take the newer one down
+	b1 := r.Open(b)
+	online := 0
+	r.Online(func(identity.PeerID, uint64) { online++ })
+	if online != 2 {
+		t.Errorf("%d online, want 2", online)
+	}
+	a2.Close()
+	a2.Close()
+	b1.Close()
+	want := []event{{a, true}, {a, true}, {b, true}, {a, false}, {b, false}}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("presence (-want +got):\n%s", d)
+	}
+	if !(instances[0] < instances[1] && instances[1] < instances[2]) || instances[3] != instances[1] {
+		t.Errorf("instances = %v", instances)
+	}
+}
+
+func TestSend(t *testing.T) {
+	r := NewRegistry(func(identity.PeerID, bool, uint64) {})
+	sa, sb := r.Open(a), r.Open(b)
+	for i := range QueueLen {
+		if got := sa.Send(b, []byte{byte(i)}); got != Delivered {
+			t.Fatalf("message %d: %v", i, got)
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		to   identity.PeerID
+		body []byte
+		want Reason
+	}{
+		{"full", b, []byte("x"), Busy},
+		{"absent", c, []byte("x"), Offline},
+		{"itself", a, []byte("x"), Invalid},
+		{"empty", b, nil, Invalid},
+		{"large", b, make([]byte, MaxBody+1), Invalid},
+	} {
+		if got := sa.Send(tt.to, tt.body); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+	for i := range QueueLen {
+		if e := <-sb.Queue(); e.From != a || e.Body[0] != byte(i) {
+			t.Fatalf("message %d = %v", i, e)
+		}
+	}
+}
+
+func TestAllow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewRegistry(func(identity.PeerID, bool, uint64) {}).Open(a)
+		take := func() (n int) {
+			for s.Allow() {
+				n++
+			}
+			return n
+		}
+		if n := take(); n != Burst {
+			t.Errorf("at once = %d, want %d", n, Burst)
+		}
+		time.Sleep(time.Second)
+		if n := take(); n != Rate {
+			t.Errorf("after a second = %d, want %d", n, Rate)
+		}
+		time.Sleep(time.Hour)
+		if n := take(); n != Burst {
+			t.Errorf("after an hour = %d, want %d", n, Burst)
+		}
+	})
+}
