@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -68,7 +69,7 @@ func New(tb TB) *Lab {
 	}
 	tb.Cleanup(func() {
 		if tb.Failed() {
-			l.logTails()
+			tb.Logf("%s", l.Tails(30))
 		}
 		if err := l.Close(); err != nil {
 			tb.Logf("close lab: %v", err)
@@ -225,14 +226,21 @@ func (l *Lab) check(err error, format string, args ...any) {
 	}
 }
 
-// logTails writes the end of each process's log to the test's log.
-func (l *Lab) logTails() {
+// tailProcs is how many processes Tails shows: the latest ones.
+const tailProcs = 8
+
+// Tails returns the last n lines of the latest processes' logs, with headings.
+func (l *Lab) Tails(n int) string {
 	l.mu.Lock()
 	procs := slices.Clone(l.procs)
 	l.mu.Unlock()
-	for _, p := range procs {
-		l.tb.Logf("%s: last lines of %s\n%s", p.Host.Name(), p.LogPath(), p.Tail(30))
+	// Those that still run matter most: they are the daemons.
+	slices.SortStableFunc(procs, func(a, b *Proc) int { return a.rank() - b.rank() })
+	var b strings.Builder
+	for _, p := range procs[max(0, len(procs)-tailProcs):] {
+		fmt.Fprintf(&b, "--- %s in %s, last lines:\n%s\n", strings.Join(p.Args[:min(2, len(p.Args))], " "), p.Host.Name(), p.Tail(n))
 	}
+	return b.String()
 }
 
 // host creates a namespace.

@@ -130,6 +130,16 @@ func (p *Proc) Pid() int { return p.cmd.Process.Pid }
 // Done is closed when the process has ended and its output is complete.
 func (p *Proc) Done() <-chan struct{} { return p.done }
 
+// rank is 1 while the process runs, 0 afterwards.
+func (p *Proc) rank() int {
+	select {
+	case <-p.done:
+		return 0
+	default:
+		return 1
+	}
+}
+
 // Wait waits for the end of the process or of ctx and returns how it ended,
 // as exec.Cmd.Wait does.
 func (p *Proc) Wait(ctx context.Context) error {
