@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -132,7 +133,7 @@ func (c *Capture) Path() string { return c.path }
 func (c *Capture) Frames() []Frame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.frames[:len(c.frames):len(c.frames)]
+	return slices.Clip(c.frames) // appending makes a new array
 }
 
 // Missed is the number of frames that passed but were not recorded; a search
