@@ -230,10 +230,12 @@ func (l *Lab) check(err error, format string, args ...any) {
 const tailProcs = 8
 
 // Tails returns the last n lines of the latest processes' logs, with headings.
+// It leaves out what ended well.
 func (l *Lab) Tails(n int) string {
 	l.mu.Lock()
 	procs := slices.Clone(l.procs)
 	l.mu.Unlock()
+	procs = slices.DeleteFunc(procs, (*Proc).succeeded)
 	// Those that still run matter most: they are the daemons.
 	slices.SortStableFunc(procs, func(a, b *Proc) int { return a.rank() - b.rank() })
 	var b strings.Builder

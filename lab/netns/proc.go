@@ -140,6 +140,9 @@ func (p *Proc) rank() int {
 	}
 }
 
+// succeeded tells whether the process has ended with status 0.
+func (p *Proc) succeeded() bool { return p.rank() == 0 && p.err == nil }
+
 // Wait waits for the end of the process or of ctx and returns how it ended,
 // as exec.Cmd.Wait does.
 func (p *Proc) Wait(ctx context.Context) error {

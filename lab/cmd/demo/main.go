@@ -110,7 +110,7 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	return netns.Run(ctx, "demo", func(lab *netns.Lab) error {
 		err := d.play(ctx, lab)
-		if err != nil && ctx.Err() == nil {
+		if err != nil && !errors.Is(context.Cause(ctx), errInterrupted) {
 			d.tails = lab.Tails(12)
 		}
 		return err
