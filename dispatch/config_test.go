@@ -47,6 +47,42 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestFailedFirstStart shows that a first start that could not listen does not
+// swallow the first token.
+func TestFailedFirstStart(t *testing.T) {
+	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	cfg := Config{DataDir: t.TempDir(), Listen: ln.Addr().String(), AdminListen: Off, STUNListen: Off}
+	for range 2 {
+		s, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		done := make(chan error, 1)
+		go func() { done <- s.Serve(ctx) }()
+		select {
+		case err := <-done:
+			if cfg.Listen == "127.0.0.1:0" || err == nil {
+				t.Fatalf("Serve: %v", err)
+			}
+			cfg.Listen = "127.0.0.1:0"
+		case <-s.Ready():
+			if s.FirstToken() == "" {
+				t.Error("no first token")
+			}
+			_ = s.Close()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 func TestPublicURL(t *testing.T) {
 	ctx := context.Background()
 	p := publicURL(ctx, Config{PublicURL: "https://hub.example.org:1"}, &net.TCPAddr{IP: net.IPv6zero, Port: 8440})

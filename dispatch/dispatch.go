@@ -214,9 +214,6 @@ func (s *Server) serve(ctx context.Context) (err error) {
 		cfg.PSKEpoch = 1
 	}
 	s.api = rpc.New(cfg)
-	if err := s.makeFirstToken(ctx, st); err != nil {
-		return err
-	}
 	return s.listenAndServe(ctx, st, authority)
 }
 
@@ -231,6 +228,9 @@ func (s *Server) openStore(ctx context.Context, authority *ca.CA) (*store.Store,
 		if ini.CIDR6, err = randomULA(); err != nil {
 			return nil, nil, err
 		}
+	}
+	if err := store.CheckPrefixes(ini.CIDR, ini.CIDR6); err != nil {
+		return nil, nil, err
 	}
 	// The writer publishes only after Open, when feed is set.
 	var feed *topology.Feed
@@ -354,6 +354,10 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 		}
 		defer ss.Close()
 		s.addrs.stun = ss.Addr()
+	}
+	// Only now: where a listener failed, nobody would see the token.
+	if err := s.makeFirstToken(ctx, st); err != nil {
+		return err
 	}
 	s.log.Info("hub is up", "url", s.url, "mesh_id", authority.MeshID, "mesh_cidr", st.Meta().CIDR.String(), "mesh_cidr6", st.Meta().CIDR6.String())
 	close(s.ready)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"net/netip"
 	"strings"
 	"sync"
@@ -129,8 +130,9 @@ func TestJoinRefused(t *testing.T) {
 			if connect.CodeOf(err) != connect.CodePermissionDenied || reason(err) != tt.want {
 				t.Errorf("error = %v (%v), want %v", err, reason(err), tt.want)
 			}
-			if got := err.(*connect.Error).Message(); got != "join token refused" {
-				t.Errorf("message = %q tells more than that it was refused", got)
+			var ce *connect.Error
+			if !errors.As(err, &ce) || ce.Message() != "join token refused" {
+				t.Errorf("error = %v tells more than that it was refused", err)
 			}
 		})
 	}

@@ -122,12 +122,12 @@ func sign(t *testing.T, c *CA, change func(*x509.Certificate)) tls.Certificate {
 }
 
 // handshake connects with cert, if any, and returns the server's error.
-func handshake(t *testing.T, cfg *tls.Config, cert *tls.Certificate, max uint16) (tls.ConnectionState, error) {
+func handshake(t *testing.T, cfg *tls.Config, cert *tls.Certificate, maxVersion uint16) (tls.ConnectionState, error) {
 	t.Helper()
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	cli := &tls.Config{InsecureSkipVerify: true, MaxVersion: max}
+	cli := &tls.Config{InsecureSkipVerify: true, MaxVersion: maxVersion}
 	if cert != nil {
 		// Not Certificates: those are held back where the issuer does not fit.
 		cli.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
@@ -176,12 +176,12 @@ func TestServerTLS(t *testing.T) {
 		{"expired", &expired, false},
 		{"foreign", &foreign, false},
 		{"server_certificate", server, false},
-		{"no_uri", ptr(sign(t, c, func(x *x509.Certificate) { x.URIs = nil })), false},
-		{"no_node", ptr(sign(t, c, func(*x509.Certificate) {})), false},
-		{"both_uses", ptr(sign(t, c, func(x *x509.Certificate) {
+		{"no_uri", new(sign(t, c, func(x *x509.Certificate) { x.URIs = nil })), false},
+		{"no_node", new(sign(t, c, func(*x509.Certificate) {})), false},
+		{"both_uses", new(sign(t, c, func(x *x509.Certificate) {
 			x.ExtKeyUsage = append(x.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 		})), false},
-		{"any_use", ptr(sign(t, c, func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} })), false},
+		{"any_use", new(sign(t, c, func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} })), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			st, err := handshake(t, cfg, tt.cert, 0)
@@ -228,5 +228,3 @@ func TestServerCertificateRenews(t *testing.T) {
 		t.Error("not renewed")
 	}
 }
-
-func ptr[T any](v T) *T { return &v }

@@ -76,7 +76,7 @@ func complete(c *cli.Command) {
 	c.OnUsageError = onUsageError
 	if len(c.Subcommands) > 0 {
 		c.Action = noCommand
-	} else if do := c.Action; c.Args == false {
+	} else if do := c.Action; !c.Args {
 		c.Action = func(cc *cli.Context) error {
 			if cc.NArg() > 0 {
 				return usagef("%s: unexpected argument %q", cc.Command.HelpName, cc.Args().First())

@@ -122,12 +122,7 @@ func serveHub(t *testing.T, dir string, extra ...string) (line string, stderr *l
 }
 
 func TestServe(t *testing.T) {
-	tmp, err := os.MkdirTemp("", "bxd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(tmp) })
-	dir := filepath.Join(tmp, "hub")
+	dir := filepath.Join(t.TempDir(), "hub")
 	line, stderr, stop := serveHub(t, dir)
 	m := regexp.MustCompile(`^bauxite-dispatch: node URL (https://127\.0\.0\.1:\d+)\n$`).FindStringSubmatch(line)
 	if m == nil {

@@ -85,9 +85,9 @@ func New(cfg Config) *API {
 // NodeHandler serves the node port.
 func (a *API) NodeHandler() http.Handler {
 	mux := http.NewServeMux()
-	opts := func(max int) []connect.HandlerOption {
+	opts := func(limit int) []connect.HandlerOption {
 		return []connect.HandlerOption{
-			connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(max),
+			connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(limit),
 			// Compressing each small message for each node costs more than it saves.
 			connect.WithCompression("gzip", nil, nil),
 		}

@@ -42,7 +42,9 @@ func (s signaling) ExchangeCandidates(ctx context.Context, stream *signalStream)
 	cancel()
 	if !read {
 		me.unblock()
-		<-done
+		if rerr := <-done; err == nil {
+			err = rerr
+		}
 	}
 	return err
 }

@@ -15,8 +15,9 @@ import (
 const (
 	// QueueLen is how many messages wait for one receiver.
 	QueueLen = 64
-	// Rate and Burst bound what one sender may send, in messages per second.
-	Rate  = 50
+	// Rate is what one sender may send for long, in messages per second.
+	Rate = 50
+	// Burst is what one sender may send at once.
 	Burst = 200
 	// MaxBody is the largest body in bytes.
 	MaxBody = 16 << 10

@@ -46,7 +46,7 @@ func TestPresence(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("presence (-want +got):\n%s", d)
 	}
-	if !(instances[0] < instances[1] && instances[1] < instances[2]) || instances[3] != instances[1] {
+	if instances[0] >= instances[1] || instances[1] >= instances[2] || instances[3] != instances[1] {
 		t.Errorf("instances = %v", instances)
 	}
 }

@@ -11,14 +11,9 @@ import (
 	"time"
 )
 
-const (
-	// hubIndex is the first address of the mesh, kept for the hub. Index 0 is the
-	// network's own.
-	hubIndex = 1
-	// quarantine is how long a released address stays unused, so that a peer that
-	// was away does not take its successor for it.
-	quarantine = 24 * time.Hour
-)
+// quarantine is how long a released address stays unused, so that a peer that was
+// away does not take its successor for it.
+const quarantine = 24 * time.Hour
 
 // CheckPrefixes reports whether the two prefixes can number a mesh: an IPv4
 // prefix between /8 and /28, an IPv6 one with at least as many host bits.

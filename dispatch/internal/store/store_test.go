@@ -183,8 +183,13 @@ func TestNames(t *testing.T) {
 	f.token(t, "k", 100, time.Hour)
 	long := "a123456789b123456789c123456789d123456789e123456789f123456789xyz"
 	for _, tt := range []struct{ ask, want string }{
-		{"bot", "bot"}, {"bot-2", "bot-2"}, {"bot", "bot-3"}, {"bot", "bot-4"}, {"hub", "hub-2"},
-		{long, long}, {long, long[:61] + "-2"},
+		{"bot", "bot"},
+		{"bot-2", "bot-2"},
+		{"bot", "bot-3"},
+		{"bot", "bot-4"},
+		{"hub", "hub-2"},
+		{long, long},
+		{long, long[:61] + "-2"},
 	} {
 		n, err := f.Enroll(ctx, newJoin("k", tt.ask, time.Now()))
 		if err != nil || n.Name != tt.want || !identity.ValidName(n.Name) {

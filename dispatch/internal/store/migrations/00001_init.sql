@@ -9,7 +9,7 @@ CREATE TABLE meta (
   mesh_id     TEXT    NOT NULL,
   mesh_cidr   TEXT    NOT NULL,
   mesh_cidr6  TEXT    NOT NULL,
-  ip_next     INTEGER NOT NULL DEFAULT 2,    -- lowest address index never handed out
+  ip_next     INTEGER NOT NULL DEFAULT 2,    -- lowest index never handed out; 0 is the network, 1 the hub
   created     INTEGER NOT NULL
 ) STRICT;
 
