@@ -59,7 +59,7 @@ func (e *env) lint(ctx context.Context) {
 		})
 	}
 	e.do(ctx, "lint: depguard rules bite", func(ctx context.Context, log *step.Log) error {
-		c := step.Cmd{Dir: e.path("tools"), Env: append([]string{"BAUXITE_LINT=1"}, alone...), Tests: true}
+		c := step.Cmd{Dir: e.path("tools"), Env: append([]string{"CI=true"}, alone...), Tests: true}
 		return c.Run(ctx, log, "go", "test", "-count=1", "-run", "^TestDepguard", ".")
 	})
 	buf := func(args ...string) func(context.Context, *step.Log) error {

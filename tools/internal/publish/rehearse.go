@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/bauxite-mesh/bauxite/tools/internal/repo"
@@ -16,8 +17,8 @@ import (
 
 // Rehearse releases the commit that root has checked out, from a clone and
 // to nobody, and then uses the release as a stranger would. It needs no
-// network: the clone stands in for the public address, and everything else
-// comes out of the module cache. It reports whether all of it worked.
+// network once the module cache is full: the clone stands in for the public
+// address, and everything else comes out of that cache. It reports whether all of it worked.
 func Rehearse(ctx context.Context, run *step.Runner, root string) bool {
 	var (
 		r    rehearsal
@@ -32,6 +33,21 @@ func Rehearse(ctx context.Context, run *step.Runner, root string) bool {
 		return err
 	})
 	defer r.remove()
+	ok = ok && run.Run(ctx, "rehearse: modules are tidy", func(ctx context.Context, log *step.Log) error {
+		// Asking also fills the module cache, which is all the proxy there is.
+		for _, t := range slices.Concat(plan.Required, plan.Installed) {
+			c := step.Cmd{Dir: filepath.Join(r.clone, t.Module), Env: []string{"GOWORK=off"}}
+			if err := c.Run(ctx, log, "go", "mod", "tidy", "-diff"); err != nil {
+				return err
+			}
+			if slices.Contains(plan.Required, t) {
+				if err := c.Run(ctx, log, "go", "list", "-m", "all"); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
 	ok = ok && run.Run(ctx, "rehearse: tag what others require", func(ctx context.Context, log *step.Log) error {
 		return TagAll(ctx, log, r.clone, plan.Required)
 	})
