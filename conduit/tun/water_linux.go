@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tun
+
+import "github.com/songgao/water"
+
+func waterConfig(cfg Config) water.Config {
+	c := water.Config{DeviceType: water.TUN}
+	c.Name = cfg.Name
+	return c
+}
