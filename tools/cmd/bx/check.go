@@ -55,7 +55,7 @@ func (e *env) lint(ctx context.Context) {
 			if m == "tools" {
 				c.Env = alone
 			}
-			return c.Run(ctx, log, e.path(".bin", "golangci-lint"), "run", "./...")
+			return c.Run(ctx, log, e.path(".bin", "golangci-lint"), "run", "--allow-parallel-runners", "./...")
 		})
 	}
 	e.do(ctx, "lint: depguard rules bite", func(ctx context.Context, log *step.Log) error {
