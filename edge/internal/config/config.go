@@ -27,7 +27,7 @@ const MaxSize = 64 << 10
 // Limits and defaults.
 const (
 	MinMTU = 1280 // IPv6 wants no less (RFC 8200)
-	MaxMTU = 9000
+	MaxMTU = 2000 // what the tun driver takes
 	// MaxSTUN bounds the STUN servers.
 	MaxSTUN = 8
 	// PublicSTUN is asked after the hub's own server.
@@ -85,11 +85,12 @@ type Tun struct {
 // Transport describes the UDP side.
 type Transport struct {
 	// Port is the local UDP port; 0 means any.
-	Port int `toml:"port,omitempty" comment:"port = 0             # any\ncipher = \"auto\"      # or chacha20-poly1305, aes-256-gcm\nstun_servers = []    # none; without this line: the hub's, then stun.l.google.com:19302"`
+	Port int `toml:"port,omitempty" comment:"port = 0             # any\ncipher = \"auto\"      # AES where both ends have it in hardware; or chacha20poly1305, aes256gcm\nstun_servers = []    # none; without this line: the hub's, then stun.l.google.com:19302"`
 	// STUNServers are "host:port"; absent means the hub's host on port 3478, then
 	// PublicSTUN. An empty list means none.
 	STUNServers []string `toml:"stun_servers,omitempty"`
-	// Cipher is auto, chacha20-poly1305 or aes-256-gcm; empty means auto.
+	// Cipher is chacha20poly1305, aes256gcm or auto, as conduit.Config has it;
+	// empty means chacha20poly1305.
 	Cipher string `toml:"cipher,omitempty"`
 }
 
@@ -198,7 +199,7 @@ func (c *Config) Validate() error {
 		return bad("psk.file", "is no file name")
 	}
 	return errors.Join(
-		oneOf("transport.cipher", c.Transport.Cipher, "auto", "chacha20-poly1305", "aes-256-gcm"),
+		oneOf("transport.cipher", c.Transport.Cipher, "auto", "chacha20poly1305", "aes256gcm"),
 		oneOf("log.format", c.Log.Format, "console", "json"),
 		oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error"))
 }

@@ -42,7 +42,7 @@ func TestRoundTrip(t *testing.T) {
 		c := sample()
 		c.Node.VirtualIP6 = netip.Addr{}
 		c.Tun = Tun{Name: "bx1", MTU: 1400}
-		c.Transport = Transport{Port: 7, STUNServers: []string{"s:1"}, Cipher: "aes-256-gcm"}
+		c.Transport = Transport{Port: 7, STUNServers: []string{"s:1"}, Cipher: "aes256gcm"}
 		c.Log = Log{Format: "json", Level: "warn"}
 		c.PSK.File = "other"
 		return c
@@ -81,7 +81,7 @@ func TestErrors(t *testing.T) {
 		{"UnknownTable", "[tun]", "[tunnel]\nx = 1", "unknown key tunnel"},
 		{"Syntax", "[tun]", "[tun]\nmtu = = 3", "line "},
 		{"Type", "[tun]", "[tun]\nmtu = 'x'", "line "},
-		{"MTU", "[tun]", "[tun]\nmtu = 100", "tun.mtu: is 100, want 1280 to 9000"},
+		{"MTU", "[tun]", "[tun]\nmtu = 100", "tun.mtu: is 100, want 1280 to 2000"},
 		{"Interface", "[tun]", "[tun]\nname = 'a/b'", "tun.name"},
 		{"URL", "https://hub", "http://hub", "hub.url"},
 		{"Name", "robot7", "Robot 7", "node.name"},

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package local
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+)
+
+// Errors of Resolve.
+var (
+	ErrNoPeer    = errors.New("no such peer")
+	ErrAmbiguous = errors.New("more than one peer matches")
+)
+
+// Status is what this package and the command read of the status document. The
+// document itself has more.
+type Status struct {
+	Node     Node            `json:"node"`
+	Hub      Hub             `json:"hub"`
+	Peers    []Peer          `json:"peers"`
+	Counters Counters        `json:"counters"`
+	Lanes    map[string]Lane `json:"lanes"`
+}
+
+// Node is this node.
+type Node struct {
+	ID                 string    `json:"id"`
+	Name               string    `json:"name"`
+	VirtualIP          string    `json:"virtual_ip"`
+	VirtualIP6         string    `json:"virtual_ip6"`
+	MeshID             string    `json:"mesh_id"`
+	Version            string    `json:"version"`
+	Device             string    `json:"device"`
+	UptimeSeconds      float64   `json:"uptime_seconds"`
+	CertificateExpires time.Time `json:"certificate_expires"`
+}
+
+// Hub is the link to the hub.
+type Hub struct {
+	URL       string `json:"url"`
+	Connected bool   `json:"connected"`
+	Error     string `json:"error"`
+}
+
+// Peer is another node.
+type Peer struct {
+	ID         string `json:"id"`
+	Name       string `json:"name"`
+	VirtualIP  string `json:"virtual_ip"`
+	VirtualIP6 string `json:"virtual_ip6"`
+	Online     bool   `json:"online"`
+	State      string `json:"state"`
+	Path       Path   `json:"path"`
+	Cipher     string `json:"cipher"`
+}
+
+// Path is the way to a peer.
+type Path struct {
+	Type   string  `json:"type"` // none, direct, relay or hub
+	Remote string  `json:"remote"`
+	RTTMS  float64 `json:"rtt_ms"`
+	Reason string  `json:"reason"` // why there is none
+}
+
+// Counters are totals since the start.
+type Counters struct {
+	TxPackets uint64            `json:"tx_packets"`
+	TxBytes   uint64            `json:"tx_bytes"`
+	TxDropped map[string]uint64 `json:"tx_dropped"` // by reason
+	RxPackets uint64            `json:"rx_packets"`
+	RxBytes   uint64            `json:"rx_bytes"`
+	RxDropped map[string]uint64 `json:"rx_dropped"`
+}
+
+// Lane is the traffic of one lane.
+type Lane struct {
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	Dropped   uint64 `json:"dropped"`
+	RxPackets uint64 `json:"rx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+	Queued    int    `json:"queued"`
+}
+
+// Resolve finds a peer by its name, with or without ".mesh", its virtual address,
+// its id or a prefix of its id that no other peer shares.
+func (s *Status) Resolve(what string) (*Peer, error) {
+	name := strings.TrimSuffix(what, ".mesh")
+	addr, _ := netip.ParseAddr(what)
+	var found []*Peer
+	for i := range s.Peers {
+		p := &s.Peers[i]
+		if p.Name == name || p.ID == strings.ToLower(what) || (addr.IsValid() && (sameAddr(p.VirtualIP, addr) || sameAddr(p.VirtualIP6, addr))) {
+			return p, nil
+		}
+		if what != "" && strings.HasPrefix(p.ID, strings.ToLower(what)) {
+			found = append(found, p)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return nil, fmt.Errorf("%w: %s and %s begin with %s", ErrAmbiguous, found[0].Name, found[1].Name, what)
+	case what == s.Node.ID || name == s.Node.Name:
+		return nil, fmt.Errorf("%w: %.100q is this node", ErrNoPeer, what)
+	}
+	return nil, fmt.Errorf("%w: %.100q", ErrNoPeer, what)
+}
+
+// peer returns the peer with the id, or nil.
+func (s *Status) peer(id identity.PeerID) *Peer {
+	for i := range s.Peers {
+		if s.Peers[i].ID == id.String() {
+			return &s.Peers[i]
+		}
+	}
+	return nil
+}
+
+func sameAddr(text string, a netip.Addr) bool {
+	b, err := netip.ParseAddr(text)
+	return err == nil && a == b
+}
