@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package packet
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"net/netip"
+)
+
+// IP protocol numbers that rules name.
+const (
+	ProtoICMP   = 1
+	ProtoTCP    = 6
+	ProtoUDP    = 17
+	ProtoICMPv6 = 58
+)
+
+// FragmentKind says whether a packet is a piece of a larger one.
+type FragmentKind uint8
+
+// The kinds of fragments.
+const (
+	NotFragment FragmentKind = iota
+	// FirstFragment has the transport header.
+	FirstFragment
+	// LaterFragment has no transport header: ports are 0.
+	LaterFragment
+)
+
+// Info is what the stages need to know of an inner packet.
+type Info struct {
+	Src, Dst netip.Addr
+	// Proto is the transport protocol, behind any IPv6 extension headers.
+	Proto            uint8
+	TOS              uint8
+	Fragment         FragmentKind
+	ICMPType         uint8
+	TCPFlags         uint8
+	SrcPort, DstPort uint16
+	FragmentID       uint32
+	// Len is the length of the whole packet, Payload that behind the transport
+	// header; 0 where there is none.
+	Len, Payload int
+}
+
+// maxExtensions bounds the IPv6 extension headers that Parse walks.
+const maxExtensions = 8
+
+// Parse decodes the IP and transport headers of b, which must be exactly one
+// packet: headers that are cut off, lengths that do not match b and a transport
+// header that is not whole are refused. Unknown transport protocols are fine.
+func Parse(b []byte, info *Info) bool {
+	*info = Info{Len: len(b)}
+	if len(b) < 20 {
+		return false
+	}
+	switch b[0] >> 4 {
+	case 4:
+		return parse4(b, info)
+	case 6:
+		return parse6(b, info)
+	}
+	return false
+}
+
+func parse4(b []byte, info *Info) bool {
+	ihl := int(b[0]&15) * 4
+	if ihl < 20 || ihl > len(b) || int(binary.BigEndian.Uint16(b[2:])) != len(b) {
+		return false
+	}
+	info.TOS, info.Proto = b[1], b[9]
+	info.Src = netip.AddrFrom4([4]byte(b[12:16]))
+	info.Dst = netip.AddrFrom4([4]byte(b[16:20]))
+	frag := binary.BigEndian.Uint16(b[6:])
+	if frag&0x3fff != 0 { // more fragments, or an offset
+		info.FragmentID = uint32(binary.BigEndian.Uint16(b[4:]))
+		if frag&0x1fff != 0 {
+			info.Fragment = LaterFragment
+			return true
+		}
+		info.Fragment = FirstFragment
+	}
+	return transport(b[ihl:], info)
+}
+
+func parse6(b []byte, info *Info) bool {
+	if len(b) < 40 || int(binary.BigEndian.Uint16(b[4:]))+40 != len(b) {
+		return false
+	}
+	info.TOS = b[0]<<4 | b[1]>>4
+	info.Src = netip.AddrFrom16([16]byte(b[8:24]))
+	info.Dst = netip.AddrFrom16([16]byte(b[24:40]))
+	next, rest := b[6], b[40:]
+	for range maxExtensions {
+		switch next {
+		case 0, 43, 60: // hop-by-hop, routing, destination options
+			if len(rest) < 8 || len(rest) < 8+8*int(rest[1]) {
+				return false
+			}
+			next, rest = rest[0], rest[8+8*int(rest[1]):]
+		case 44: // fragment
+			if len(rest) < 8 {
+				return false
+			}
+			frag := binary.BigEndian.Uint16(rest[2:])
+			if frag&0xfff9 != 0 { // else an atomic fragment (RFC 6946)
+				info.FragmentID = binary.BigEndian.Uint32(rest[4:])
+				info.Fragment = FirstFragment
+				if frag&0xfff8 != 0 {
+					info.Fragment = LaterFragment
+				}
+			}
+			next, rest = rest[0], rest[8:]
+			if info.Fragment == LaterFragment {
+				info.Proto = next
+				return true
+			}
+		default:
+			info.Proto = next
+			return transport(rest, info)
+		}
+	}
+	return false // a chain that long hides something
+}
+
+// transport decodes ports and flags.
+func transport(b []byte, info *Info) bool {
+	switch info.Proto {
+	case ProtoTCP:
+		if len(b) < 20 {
+			return false
+		}
+		hl := int(b[12]>>4) * 4
+		if hl < 20 || hl > len(b) {
+			return false
+		}
+		info.TCPFlags = b[13]
+		info.Payload = len(b) - hl
+	case ProtoUDP:
+		if len(b) < 8 {
+			return false
+		}
+		info.Payload = len(b) - 8
+	case ProtoICMP, ProtoICMPv6:
+		if len(b) < 4 {
+			return false
+		}
+		info.ICMPType = b[0]
+		return true
+	default:
+		return true
+	}
+	info.SrcPort, info.DstPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+	return true
+}
+
+var flowSeed = maphash.MakeSeed()
+
+// Hash returns a hash of the flow: addresses, protocol and ports, keyed per
+// process so that nobody can aim at a bucket.
+func (i *Info) Hash() uint32 {
+	type flow struct {
+		src, dst netip.Addr
+		ports    uint32
+		proto    uint8
+	}
+	h := maphash.Comparable(flowSeed, flow{i.Src, i.Dst, uint32(i.SrcPort)<<16 | uint32(i.DstPort), i.Proto})
+	return uint32(h ^ h>>32)
+}
