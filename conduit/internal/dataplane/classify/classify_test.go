@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package classify
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+)
+
+var a, b = netip.MustParseAddr("10.66.0.1"), netip.MustParseAddr("10.66.0.2")
+
+func TestDefaults(t *testing.T) {
+	for name, tc := range map[string]struct {
+		info packet.Info
+		want packet.Lane
+	}{
+		"ping of 1400 bytes": {packet.Info{Proto: packet.ProtoICMP, Len: 1400}, packet.Critical},
+		"ping6":              {packet.Info{Proto: packet.ProtoICMPv6, Len: 104}, packet.Critical},
+		"99 bytes":           {packet.Info{Proto: packet.ProtoUDP, Len: 99, DstPort: 9}, packet.Critical},
+		"100 bytes":          {packet.Info{Proto: packet.ProtoUDP, Len: 100, DstPort: 9}, packet.Bulk},
+		"to 5006":            {packet.Info{Proto: packet.ProtoUDP, Len: 100, DstPort: 5006}, packet.Telemetry},
+		"from 5006":          {packet.Info{Proto: packet.ProtoTCP, Len: 1350, SrcPort: 5006}, packet.Telemetry},
+		"small on 5006":      {packet.Info{Proto: packet.ProtoUDP, Len: 60, DstPort: 5006}, packet.Critical},
+		"other protocol":     {packet.Info{Proto: 47, Len: 500}, packet.Bulk},
+	} {
+		if got := New(nil).Class(&tc.info, 1, 0); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
+// naive is the brief's sentence, read once more.
+func naive(i *packet.Info) packet.Lane {
+	if i.Proto == 1 || i.Proto == 58 || i.Len < 100 {
+		return packet.Critical
+	}
+	if i.SrcPort == 5006 || i.DstPort == 5006 {
+		return packet.Telemetry
+	}
+	return packet.Bulk
+}
+
+func TestAgainstNaive(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	c := New(nil)
+	for range 20000 {
+		i := packet.Info{
+			Proto: []uint8{1, 6, 17, 58, 47}[rng.IntN(5)], Len: 90 + rng.IntN(20),
+			SrcPort: uint16(5005 + rng.IntN(3)), DstPort: uint16(5005 + rng.IntN(3)),
+		}
+		if got, want := c.Class(&i, rng.Uint32(), 0), naive(&i); got != want {
+			t.Fatalf("%+v: %v, want %v", i, got, want)
+		}
+	}
+}
+
+func TestFragments(t *testing.T) {
+	c := New(nil)
+	now := int64(time.Hour)
+	first := packet.Info{Src: a, Dst: b, Proto: 17, Len: 1350, DstPort: 5006, Fragment: packet.FirstFragment, FragmentID: 7}
+	later := packet.Info{Src: a, Dst: b, Proto: 17, Len: 60, Fragment: packet.LaterFragment, FragmentID: 7}
+	if got := c.Class(&later, 1, now); got != packet.Bulk {
+		t.Errorf("fragment of an unknown datagram: %v, want bulk", got)
+	}
+	if got := c.Class(&first, 1, now); got != packet.Telemetry {
+		t.Errorf("first fragment: %v, want telemetry", got)
+	}
+	if got := c.Class(&later, 1, now+1); got != packet.Telemetry {
+		t.Errorf("later fragment: %v, want telemetry although it is small", got)
+	}
+	other := later
+	other.FragmentID = 8
+	if got := c.Class(&other, 1, now+1); got != packet.Bulk {
+		t.Errorf("fragment of another datagram: %v, want bulk", got)
+	}
+	if got := c.Class(&later, 1, now+1+fragLife); got != packet.Bulk {
+		t.Errorf("fragment after a second: %v, want bulk", got)
+	}
+}
+
+func TestNoOvertaking(t *testing.T) {
+	c := New(nil)
+	seg := packet.Info{Proto: packet.ProtoTCP, Len: 60, Payload: 8}
+	ack := packet.Info{Proto: packet.ProtoTCP, Len: 52}
+	c.Queued(5, packet.Bulk)
+	if got := c.Class(&seg, 5, 0); got != packet.Bulk {
+		t.Errorf("small segment behind its own flow: %v, want bulk", got)
+	}
+	if got := c.Class(&ack, 5, 0); got != packet.Critical {
+		t.Errorf("pure ACK: %v, want critical", got)
+	}
+	if got := c.Class(&seg, 6, 0); got != packet.Critical {
+		t.Errorf("small segment of another flow: %v, want critical", got)
+	}
+	c.Left(5, packet.Bulk)
+	if got := c.Class(&seg, 5, 0); got != packet.Critical {
+		t.Errorf("small segment after its flow drained: %v, want critical", got)
+	}
+}
+
+func TestAllocs(t *testing.T) {
+	c := New(nil)
+	frag := packet.Info{Src: a, Dst: b, Fragment: packet.FirstFragment, Len: 1000}
+	whole := packet.Info{Proto: packet.ProtoTCP, Len: 1000, Payload: 900}
+	if n := testing.AllocsPerRun(100, func() { c.Class(&frag, 1, 1); c.Class(&whole, 1, 1) }); n != 0 {
+		t.Errorf("allocates %v times, want 0", n)
+	}
+}

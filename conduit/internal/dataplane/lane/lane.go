@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lane queues packets by priority in front of one uplink, the thin
+// resource that all peers share.
+package lane
+
+import (
+	"sync"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+)
+
+// Capacities of the lanes in packets.
+const (
+	DefaultCritical  = 1024
+	DefaultTelemetry = 2048
+	DefaultBulk      = 4096
+)
+
+// Flows is told when a packet of a flow enters or leaves a lane.
+type Flows interface {
+	Queued(flow uint32, l packet.Lane)
+	Left(flow uint32, l packet.Lane)
+}
+
+// Config of an Uplink. Zero capacities mean the defaults; nil hooks are not
+// called.
+type Config struct {
+	Critical, Telemetry, Bulk int
+	Flows                     Flows
+	// OnDrop is told of each packet that found no room or was evicted, before its
+	// release and outside the lock.
+	OnDrop func(*packet.Buf)
+}
+
+// LaneStats are the counters of one lane. Overflow counts packets that were evicted or found no room.
+type LaneStats struct {
+	Enqueued, Dequeued, Overflow uint64
+	Depth, Bytes                 int
+}
+
+// Uplink is the lanes of one uplink. All methods are safe for concurrent use.
+type Uplink struct {
+	cfg  Config
+	wake chan struct{}
+
+	mu     sync.Mutex // guards the rest
+	closed bool
+	lanes  [packet.NumLanes]ring
+}
+
+// ring is a bounded queue. Critical and Telemetry evict the oldest, since only
+// fresh data helps; Bulk refuses the newest, since TCP expects order.
+type ring struct {
+	bufs       []*packet.Buf
+	head, n    int
+	evict      bool
+	bytes      int
+	enqueued   uint64
+	dequeued   uint64
+	overflowed uint64
+}
+
+// New returns an empty Uplink.
+func New(cfg Config) *Uplink {
+	u := &Uplink{cfg: cfg, wake: make(chan struct{}, 1)}
+	for l, size := range [packet.NumLanes]struct{ set, def int }{
+		{cfg.Critical, DefaultCritical}, {cfg.Telemetry, DefaultTelemetry}, {cfg.Bulk, DefaultBulk},
+	} {
+		n := size.set
+		if n <= 0 {
+			n = size.def
+		}
+		u.lanes[l] = ring{bufs: make([]*packet.Buf, n), evict: packet.Lane(l) != packet.Bulk}
+	}
+	return u
+}
+
+// Enqueue takes all bufs, each into its Lane, and never waits.
+func (u *Uplink) Enqueue(bufs []*packet.Buf) {
+	var few [16]*packet.Buf
+	dropped := few[:0]
+	u.mu.Lock()
+	if u.closed {
+		u.mu.Unlock()
+		for _, b := range bufs {
+			b.Release()
+		}
+		return
+	}
+	for _, b := range bufs {
+		r := &u.lanes[b.Lane]
+		if r.n == len(r.bufs) {
+			r.overflowed++
+			if !r.evict {
+				dropped = append(dropped, b)
+				continue
+			}
+			dropped = append(dropped, u.popLocked(r))
+		}
+		r.bufs[(r.head+r.n)%len(r.bufs)] = b
+		r.n++
+		r.bytes += b.N
+		r.enqueued++
+		if u.cfg.Flows != nil {
+			u.cfg.Flows.Queued(b.FlowHash, b.Lane)
+		}
+	}
+	u.mu.Unlock()
+	select {
+	case u.wake <- struct{}{}:
+	default:
+	}
+	for _, b := range dropped {
+		if u.cfg.OnDrop != nil {
+			u.cfg.OnDrop(b)
+		}
+		b.Release()
+	}
+}
+
+func (u *Uplink) popLocked(r *ring) *packet.Buf {
+	b := r.bufs[r.head]
+	r.bufs[r.head] = nil
+	r.head = (r.head + 1) % len(r.bufs)
+	r.n--
+	r.bytes -= b.N
+	if u.cfg.Flows != nil {
+		u.cfg.Flows.Left(b.FlowHash, b.Lane)
+	}
+	return b
+}
+
+// Dequeue moves packets of the most urgent lane that has any into dst and returns
+// how many; the caller owns them. One call gives one lane, so that a send of Bulk
+// is never the reason why Critical waits for longer than that send.
+func (u *Uplink) Dequeue(dst []*packet.Buf) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for l := range u.lanes {
+		r := &u.lanes[l]
+		if r.n == 0 {
+			continue
+		}
+		n := min(r.n, len(dst))
+		for i := range n {
+			dst[i] = u.popLocked(r)
+		}
+		r.dequeued += uint64(n)
+		return n
+	}
+	return 0
+}
+
+// Wait returns true when a packet waits, and false after Close or when done is
+// closed.
+func (u *Uplink) Wait(done <-chan struct{}) bool {
+	for {
+		u.mu.Lock()
+		closed, some := u.closed, u.lanes[0].n+u.lanes[1].n+u.lanes[2].n > 0
+		u.mu.Unlock()
+		switch {
+		case closed:
+			return false
+		case some:
+			return true
+		}
+		select {
+		case <-u.wake:
+		case <-done:
+			return false
+		}
+	}
+}
+
+// Close releases what waits and ends Wait. Idempotent.
+func (u *Uplink) Close() {
+	u.mu.Lock()
+	u.closed = true
+	var rest []*packet.Buf
+	for l := range u.lanes {
+		for u.lanes[l].n > 0 {
+			rest = append(rest, u.popLocked(&u.lanes[l]))
+		}
+	}
+	u.mu.Unlock()
+	select {
+	case u.wake <- struct{}{}:
+	default:
+	}
+	for _, b := range rest {
+		b.Release()
+	}
+}
+
+// Stats returns the counters of all lanes, of one instant.
+func (u *Uplink) Stats() (s [packet.NumLanes]LaneStats) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for l := range u.lanes {
+		r := &u.lanes[l]
+		s[l] = LaneStats{Enqueued: r.enqueued, Dequeued: r.dequeued, Overflow: r.overflowed, Depth: r.n, Bytes: r.bytes}
+	}
+	return s
+}
