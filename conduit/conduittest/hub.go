@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conduittest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/bauxite-mesh/bauxite/conduit"
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/policy"
+)
+
+// ErrHubDown is what Signal returns while the hub is down.
+var ErrHubDown = errors.New("hub is down")
+
+// Hub is a hub in memory. All methods are safe for concurrent use.
+type Hub struct {
+	mu       sync.Mutex // guards all
+	down     bool
+	peers    map[identity.PeerID]conduit.Peer
+	links    map[identity.PeerID]*connector
+	document []byte
+	version  uint64
+	instance uint64
+	// Tap, where set, sees each body and returns what is delivered instead; nil
+	// drops it. Set it before the nodes start.
+	Tap func(from, to identity.PeerID, body []byte) []byte
+}
+
+// NewHub returns a hub with the default policy and no peers.
+func NewHub() *Hub {
+	return &Hub{
+		peers: map[identity.PeerID]conduit.Peer{}, links: map[identity.PeerID]*connector{},
+		document: policy.Default().Marshal(), version: 1,
+	}
+}
+
+// Enrol adds or replaces a node.
+func (h *Hub) Enrol(p conduit.Peer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.peers[p.ID] = p
+	h.eachLocked(func(c *connector) { c.put(func(ev conduit.HubEvents) { ev.PeersChanged([]conduit.Peer{p}, nil) }) })
+}
+
+// Remove takes a node out of the mesh.
+func (h *Hub) Remove(id identity.PeerID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.peers, id)
+	h.eachLocked(func(c *connector) {
+		c.put(func(ev conduit.HubEvents) { ev.PeersChanged(nil, []identity.PeerID{id}) })
+	})
+}
+
+// SetPolicy activates a policy.
+func (h *Hub) SetPolicy(d *policy.Document) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.document = d.Marshal()
+	h.version++
+	doc, version := h.document, h.version
+	h.eachLocked(func(c *connector) { c.put(func(ev conduit.HubEvents) { ev.Policy(version, doc) }) })
+}
+
+// SetDown breaks all links, or lets them come back.
+func (h *Hub) SetDown(down bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.down == down {
+		return
+	}
+	h.down = down
+	h.eachLocked(func(c *connector) {
+		if down {
+			c.put(func(ev conduit.HubEvents) { ev.HubState(false, ErrHubDown) })
+			return
+		}
+		h.welcomeLocked(c)
+	})
+}
+
+func (h *Hub) eachLocked(f func(*connector)) {
+	for _, c := range h.links {
+		f(c)
+	}
+}
+
+// welcomeLocked tells a node all there is.
+func (h *Hub) welcomeLocked(c *connector) {
+	peers := make([]conduit.Peer, 0, len(h.peers))
+	for _, p := range h.peers {
+		peers = append(peers, p)
+	}
+	doc, version := h.document, h.version
+	var online []identity.PeerID
+	for id := range h.links {
+		online = append(online, id)
+	}
+	h.instance++
+	instance := h.instance
+	c.put(func(ev conduit.HubEvents) {
+		ev.PeersSynced(peers)
+		ev.Policy(version, doc)
+		ev.HubState(true, nil)
+		for _, id := range online {
+			ev.Presence(id, true, instance)
+		}
+	})
+	for id, o := range h.links {
+		if id != c.id {
+			o.put(func(ev conduit.HubEvents) { ev.Presence(c.id, true, instance) })
+		}
+	}
+}
+
+// Connector returns the link of one node.
+func (h *Hub) Connector(id identity.PeerID) conduit.HubConnector {
+	return &connector{h: h, id: id, wake: make(chan struct{}, 1)}
+}
+
+// connector implements conduit.HubConnector.
+type connector struct {
+	h    *Hub
+	id   identity.PeerID
+	wake chan struct{}
+
+	mu    sync.Mutex // guards queue
+	queue []func(conduit.HubEvents)
+}
+
+func (c *connector) put(f func(conduit.HubEvents)) {
+	c.mu.Lock()
+	c.queue = append(c.queue, f)
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run implements conduit.HubConnector.
+func (c *connector) Run(ctx context.Context, ev conduit.HubEvents) error {
+	c.h.mu.Lock()
+	c.h.links[c.id] = c
+	if !c.h.down {
+		c.h.welcomeLocked(c)
+	}
+	c.h.mu.Unlock()
+	defer func() {
+		c.h.mu.Lock()
+		defer c.h.mu.Unlock()
+		if c.h.links[c.id] == c {
+			delete(c.h.links, c.id)
+			c.h.eachLocked(func(o *connector) {
+				o.put(func(ev conduit.HubEvents) { ev.Presence(c.id, false, 0) })
+			})
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.wake:
+		}
+		c.mu.Lock()
+		queue := c.queue
+		c.queue = nil
+		c.mu.Unlock()
+		for _, f := range queue {
+			f(ev)
+		}
+	}
+}
+
+// Signal implements conduit.HubConnector.
+func (c *connector) Signal(to identity.PeerID, body []byte) error {
+	body = bytes.Clone(body)
+	if c.h.Tap != nil {
+		if body = c.h.Tap(c.id, to, body); body == nil {
+			return nil
+		}
+	}
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	if c.h.down {
+		return ErrHubDown
+	}
+	if o := c.h.links[to]; o != nil {
+		o.put(func(ev conduit.HubEvents) { ev.Signaled(c.id, body) })
+		return nil
+	}
+	reason := "offline"
+	if _, ok := c.h.peers[to]; !ok {
+		reason = "unknown"
+	}
+	c.put(func(ev conduit.HubEvents) { ev.Undeliverable(to, reason) })
+	return nil
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"net"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+	"github.com/bauxite-mesh/bauxite/conduit/transport"
+)
+
+const (
+	// wantGap is the least time between two requests for one peer's session.
+	wantGap = int64(250 * time.Millisecond)
+	// wakeGap is after how long without packets the next one is news.
+	wakeGap = int64(5 * time.Second)
+)
+
+// sendBatch is how many packets leave the lanes at a time.
+const sendBatch = 64
+
+// readTun takes packets from one queue of the device, finds their peer and puts
+// them into their lanes.
+func (d *Dataplane) readTun(queue int) {
+	dev := d.cfg.Device
+	n := dev.BatchSize()
+	bufs := make([]*packet.Buf, n)
+	raw := make([][]byte, n)
+	sizes := make([]int, n)
+	ready := make([]*packet.Buf, 0, n)
+	for {
+		for i := range bufs {
+			if bufs[i] == nil {
+				bufs[i] = packet.Get()
+				raw[i] = bufs[i].Raw()[:packet.Headroom+packet.MaxInner]
+			}
+		}
+		got, err := dev.Read(queue, raw, sizes, packet.Headroom)
+		now := d.Now()
+		for i := range got {
+			b := bufs[i]
+			bufs[i] = nil
+			b.N = sizes[i]
+			if d.admit(b, now) {
+				ready = append(ready, b)
+			}
+		}
+		if len(ready) > 0 {
+			d.lanes.Enqueue(ready)
+			ready = ready[:0]
+		}
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				break
+			}
+			d.stats.deviceErrs.Add(1)
+			d.cfg.Logger.Warn("read from tun device", "device", dev.Name(), "err", err)
+			break
+		}
+	}
+	for _, b := range bufs {
+		if b != nil {
+			b.Release()
+		}
+	}
+}
+
+// admit decides about one packet from the device: it fills lane and destination
+// and reports whether b may enter its lane. Otherwise b is held or released.
+func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
+	var info packet.Info
+	if !packet.Parse(b.Bytes(), &info) {
+		return d.drop(b, nil, TxMalformed)
+	}
+	if _, ours := d.local[info.Src]; !ours {
+		return d.drop(b, nil, TxSource)
+	}
+	p, ok := d.routes.Lookup(info.Dst)
+	if !ok {
+		return d.drop(b, nil, TxNoRoute)
+	}
+	b.FlowHash = info.Hash()
+	b.Lane = d.classify.Class(&info, b.FlowHash, now)
+	b.Dest = p
+	if !d.cfg.Policy.Outbound(p.Rules, &info, b.Lane, now).Allow {
+		return d.drop(b, p, TxPolicy)
+	}
+	last := p.lastTx.Swap(now)
+	if p.active.Load() != nil {
+		if last == 0 || now-last > wakeGap {
+			d.cfg.Want(p) // an idle path is probed rarely; now it is needed
+		}
+		return true
+	}
+	held, evicted := p.hold(b)
+	if evicted != nil {
+		d.drop(evicted, p, TxNoSession)
+	}
+	if !held {
+		return true // a session came meanwhile
+	}
+	if last = p.wanted.Load(); last == 0 || now-last >= wantGap {
+		if p.wanted.CompareAndSwap(last, now) {
+			d.cfg.Want(p)
+		}
+	}
+	return false
+}
+
+func (d *Dataplane) drop(b *packet.Buf, p *Peer, why TxReason) bool {
+	if p != nil {
+		p.txDropped.Add(1)
+	}
+	d.stats.tx[why].Add(1)
+	b.Release()
+	return false
+}
+
+// drainLanes sends what the lanes hold, the most urgent first. Counters are
+// assigned here, so a Critical packet that overtakes Bulk leaves no gap.
+func (d *Dataplane) drainLanes() {
+	bufs := make([]*packet.Buf, sendBatch)
+	out := make([][]transport.Message, len(d.cfg.Binds))
+	for i := range out {
+		out[i] = make([]transport.Message, 0, sendBatch)
+	}
+	for d.lanes.Wait(d.done) {
+		n := d.lanes.Dequeue(bufs)
+		if n == 0 {
+			continue
+		}
+		now := d.Now()
+		l := bufs[0].Lane // a batch holds one lane
+		for _, b := range bufs[:n] {
+			if msg, bind, ok := d.seal(b, now); ok {
+				out[bind] = append(out[bind], msg)
+			}
+		}
+		for i := range out {
+			if len(out[i]) == 0 {
+				continue
+			}
+			sent, err := d.cfg.Binds[i].Send(int(l), out[i])
+			if lost := len(out[i]) - sent; lost > 0 {
+				d.stats.tx[TxSend].Add(uint64(lost))
+				if d.stats.sendErrs.Add(1) == 1 {
+					d.cfg.Logger.Debug("send datagrams", "lost", lost, "err", err)
+				}
+			}
+			var bytes int
+			for _, m := range out[i] {
+				bytes += len(m.Buf)
+			}
+			d.stats.wireTx.Add(uint64(bytes))
+			clear(out[i])
+			out[i] = out[i][:0]
+		}
+		for i := range n {
+			if f, ok := bufs[i].Dest.(*flushDest); ok {
+				close(f.done)
+			}
+			bufs[i].Release()
+			bufs[i] = nil
+		}
+	}
+}
+
+// seal turns a queued packet into a datagram, in its own buffer.
+func (d *Dataplane) seal(b *packet.Buf, now int64) (msg transport.Message, bind int, ok bool) {
+	h := wire.Header{Lane: b.Lane, Time: uint16(now / (wire.TimeUnit * 1000))}
+	var s *Session
+	var path *Path
+	var peer *Peer
+	switch dest := b.Dest.(type) {
+	case *Peer:
+		peer, h.Type = dest, wire.TypeData
+		if s = peer.active.Load(); s == nil {
+			d.countDrop(peer, TxNoSession)
+			return msg, 0, false
+		}
+		path = s.path.Load()
+	case *controlDest:
+		s, h.Type, path = dest.session, dest.typ, dest.path
+		if path == nil {
+			path = s.path.Load()
+		}
+	case *flushDest:
+		return msg, 0, false
+	case *rawDest:
+		return transport.Message{Buf: b.Bytes(), Addr: dest.path.Remote}, dest.path.Bind, true
+	}
+	if path == nil {
+		d.countDrop(peer, TxNoPath)
+		return msg, 0, false
+	}
+	h.Index = s.RemoteIndex
+	sealed, err := s.send[b.Lane].Seal(b.Raw(), b.N, &h)
+	if err != nil {
+		d.countDrop(peer, TxNoSession)
+		return msg, 0, false
+	}
+	if peer != nil {
+		d.stats.txPackets[b.Lane].Add(1)
+		d.stats.txBytes[b.Lane].Add(uint64(b.N))
+		peer.txPackets.Add(1)
+		peer.txBytes.Add(uint64(b.N))
+	}
+	return transport.Message{Buf: sealed, Addr: path.Remote}, path.Bind, true
+}
+
+func (d *Dataplane) countDrop(p *Peer, why TxReason) {
+	if p != nil {
+		p.txDropped.Add(1)
+	}
+	d.stats.tx[why].Add(1)
+}

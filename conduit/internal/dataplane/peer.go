@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/seal"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+	"github.com/bauxite-mesh/bauxite/conduit/policy"
+)
+
+// maxHeld bounds the packets that wait for a peer's session; the oldest goes
+// first.
+const maxHeld = 64
+
+// Peer is the packet path's view of another node.
+type Peer struct {
+	ID       identity.PeerID
+	Rules    *policy.PeerRules
+	Virtual4 netip.Addr
+	Virtual6 netip.Addr
+
+	active atomic.Pointer[Session]
+	wanted stamp // when Want was last called
+
+	txPackets, txBytes, txDropped atomic.Uint64
+	rxPackets, rxBytes            atomic.Uint64
+	lastTx                        stamp
+
+	mu   sync.Mutex // guards held, and the change of active against it
+	held []*packet.Buf
+}
+
+// Active returns the session in use, or nil.
+func (p *Peer) Active() *Session { return p.active.Load() }
+
+// LastTx returns when the peer was last sent a packet of an application; 0 means
+// never.
+func (p *Peer) LastTx() int64 { return p.lastTx.Load() }
+
+// PeerCounters counts inner packets and bytes.
+type PeerCounters struct{ TxPackets, TxBytes, TxDropped, RxPackets, RxBytes uint64 }
+
+// Counters returns the peer's counters.
+func (p *Peer) Counters() PeerCounters {
+	return PeerCounters{p.txPackets.Load(), p.txBytes.Load(), p.txDropped.Load(), p.rxPackets.Load(), p.rxBytes.Load()}
+}
+
+// hold keeps b until the peer has a session. It returns false when there is one
+// by now.
+func (p *Peer) hold(b *packet.Buf) (held bool, evicted *packet.Buf) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.active.Load() != nil {
+		return false, nil
+	}
+	if len(p.held) == maxHeld {
+		evicted = p.held[0]
+		p.held = append(p.held[:0], p.held[1:]...)
+	}
+	p.held = append(p.held, b)
+	return true, evicted
+}
+
+// swap makes s the session in use and returns what waited for one.
+func (p *Peer) swap(s *Session) []*packet.Buf {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.active.Store(s)
+	if s == nil {
+		return nil
+	}
+	held := p.held
+	p.held = nil
+	return held
+}
+
+// Path is one way to a peer.
+type Path struct {
+	// Bind is the index of the local socket.
+	Bind   int
+	Remote netip.AddrPort
+}
+
+// Session is the keys in use with one peer, seen from the packet path.
+type Session struct {
+	Peer        *Peer
+	LocalIndex  uint32
+	RemoteIndex uint32
+	Suite       wire.Suite
+
+	send [packet.NumLanes]seal.Sender
+	recv [packet.NumLanes]seal.Receiver
+
+	path     atomic.Pointer[Path]
+	lastRecv stamp
+}
+
+// NewSession prepares a session from a finished handshake.
+func NewSession(p *Peer, e *session.Established) (*Session, error) {
+	s := &Session{Peer: p, LocalIndex: e.LocalIndex, RemoteIndex: e.RemoteIndex, Suite: e.Secrets.Suite}
+	for l := range packet.NumLanes {
+		if err := s.send[l].Init(e.Secrets.Suite, &e.Secrets.Send[l]); err != nil {
+			return nil, err
+		}
+		if err := s.recv[l].Init(e.Secrets.Suite, &e.Secrets.Recv[l]); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Path returns the path in use, or nil.
+func (s *Session) Path() *Path { return s.path.Load() }
+
+// SetPath changes the path in use.
+func (s *Session) SetPath(p *Path) { s.path.Store(p) }
+
+// LastRecv returns when the last authenticated packet came; 0 means never.
+func (s *Session) LastRecv() int64 { return s.lastRecv.Load() }
+
+// sessionTable finds a session by receiver index: the upper half of the index is
+// the slot, the lower half is random, so a lookup needs no hash and a stale
+// index does not match.
+type sessionTable struct {
+	pages [256]atomic.Pointer[[256]atomic.Pointer[Session]]
+
+	mu       sync.Mutex // guards reserved
+	reserved map[uint16]struct{}
+}
+
+func (t *sessionTable) lookup(index uint32) *Session {
+	page := t.pages[index>>24].Load()
+	if page == nil {
+		return nil
+	}
+	s := page[index>>16&255].Load()
+	if s == nil || s.LocalIndex != index {
+		return nil
+	}
+	return s
+}
+
+// Reserve implements session.Indexes.
+func (d *Dataplane) Reserve() uint32 {
+	t := &d.sessions
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.reserved == nil {
+		t.reserved = make(map[uint16]struct{})
+	}
+	var b [4]byte
+	for {
+		_, _ = rand.Read(b[:])
+		index := binary.BigEndian.Uint32(b[:])
+		slot := uint16(index >> 16)
+		if _, taken := t.reserved[slot]; taken || index == 0 || index == wire.ReservedIndex {
+			continue
+		}
+		t.reserved[slot] = struct{}{}
+		if page := &t.pages[slot>>8]; page.Load() == nil {
+			page.Store(new([256]atomic.Pointer[Session]))
+		}
+		return index
+	}
+}
+
+// Release implements session.Indexes.
+func (d *Dataplane) Release(index uint32) {
+	t := &d.sessions
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	slot := uint16(index >> 16)
+	if page := t.pages[slot>>8].Load(); page != nil {
+		page[slot&255].Store(nil)
+	}
+	delete(t.reserved, slot)
+}
+
+// Add lets packets for s in. Its index must be reserved.
+func (d *Dataplane) Add(s *Session) {
+	d.sessions.pages[s.LocalIndex>>24].Load()[s.LocalIndex>>16&255].Store(s)
+}
+
+// Remove stops packets for s and releases its index.
+func (d *Dataplane) Remove(s *Session) { d.Release(s.LocalIndex) }
+
+// Activate makes s, which may be nil, the session that p's packets use and sends
+// what waited for it.
+func (d *Dataplane) Activate(p *Peer, s *Session) {
+	if held := p.swap(s); len(held) > 0 {
+		d.lanes.Enqueue(held)
+	}
+}
+
+// Abandon drops the packets that wait for a session with p, since none can be
+// had.
+func (d *Dataplane) Abandon(p *Peer, why TxReason) {
+	p.mu.Lock()
+	held := p.held
+	p.held = nil
+	p.mu.Unlock()
+	for _, b := range held {
+		b.Release()
+	}
+	p.txDropped.Add(uint64(len(held)))
+	d.stats.tx[why].Add(uint64(len(held)))
+}

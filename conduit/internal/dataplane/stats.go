@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"sync/atomic"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+)
+
+// TxReason says why an outbound packet was dropped.
+type TxReason uint8
+
+// The reasons of tx_dropped.
+const (
+	TxMalformed    TxReason = iota // not an IP packet
+	TxTooBig                       // larger than a buffer
+	TxNoRoute                      // no peer has the destination address
+	TxSource                       // source address is not ours
+	TxPolicy                       // policy denies it
+	TxNoSession                    // no session could be had, or too many wait for one
+	TxNoPath                       // the session has no path
+	TxLaneOverflow                 // its lane was full
+	TxSend                         // the kernel refused it
+	numTx
+)
+
+// RxReason says why an inbound datagram was dropped.
+type RxReason uint8
+
+// The reasons of rx_dropped.
+const (
+	RxUnknown   RxReason = iota // neither STUN nor ours
+	RxMalformed                 // bad header, or the inner packet is not IP
+	RxIndex                     // no session with this index
+	RxReplay
+	RxForged
+	RxSource // inner addresses are not the peer's and ours
+	RxPolicy
+	RxDevice // the TUN device refused it
+	numRx
+)
+
+var (
+	txNames = [numTx]string{"malformed", "too_big", "no_route", "source", "policy", "no_session", "no_path", "lane_overflow", "send_error"}
+	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "replay", "forged", "source", "policy", "device"}
+)
+
+// String returns the name that status and metrics use.
+func (r TxReason) String() string { return txNames[r] }
+
+// String returns the name that status and metrics use.
+func (r RxReason) String() string { return rxNames[r] }
+
+type stats struct {
+	tx                   [numTx]atomic.Uint64
+	rx                   [numRx]atomic.Uint64
+	txPackets, txBytes   [packet.NumLanes]atomic.Uint64
+	rxPackets, rxBytes   [packet.NumLanes]atomic.Uint64
+	wireTx, wireRx       atomic.Uint64
+	sendErrs, deviceErrs atomic.Uint64
+}
+
+// Lane is the counters of one lane: inner packets and bytes.
+type Lane struct {
+	TxPackets, TxBytes, RxPackets, RxBytes uint64
+	Queue                                  lane.LaneStats
+}
+
+// Stats is a snapshot of all counters.
+type Stats struct {
+	TxDropped, RxDropped map[string]uint64
+	Lanes                [packet.NumLanes]Lane
+	// WireTx and WireRx are UDP payload bytes, STUN included.
+	WireTx, WireRx uint64
+}
+
+// Stats returns the counters. Each is exact; together they are not of one
+// instant.
+func (d *Dataplane) Stats() Stats {
+	s := Stats{TxDropped: make(map[string]uint64, numTx), RxDropped: make(map[string]uint64, numRx)}
+	for i := range d.stats.tx {
+		s.TxDropped[txNames[i]] = d.stats.tx[i].Load()
+	}
+	for i := range d.stats.rx {
+		s.RxDropped[rxNames[i]] = d.stats.rx[i].Load()
+	}
+	q := d.lanes.Stats()
+	for l := range packet.NumLanes {
+		s.Lanes[l] = Lane{
+			d.stats.txPackets[l].Load(), d.stats.txBytes[l].Load(),
+			d.stats.rxPackets[l].Load(), d.stats.rxBytes[l].Load(), q[l],
+		}
+	}
+	s.WireTx, s.WireRx = d.stats.wireTx.Load(), d.stats.wireRx.Load()
+	return s
+}

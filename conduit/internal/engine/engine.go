@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package engine decides which session and which path each peer uses. One
+// goroutine owns all of it; whoever else has something to say posts a function
+// to its mailbox. It drives the pure machines of package session and the agents
+// of package ice, and tells the packet path the outcome.
+package engine
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+	"github.com/bauxite-mesh/bauxite/conduit/policy"
+)
+
+// Config is what an Engine is made of. All fields but PSK and STUNServers are
+// required.
+type Config struct {
+	Keys  *identity.Keys
+	Chain [][]byte
+	Roots *x509.CertPool
+	// PSK returns the pre-shared key of an epoch; nil for a mesh without.
+	PSK      func(epoch uint8) []byte
+	PSKEpoch uint8
+	Suites   []wire.Suite
+
+	Dataplane *dataplane.Dataplane
+	Policy    *policy.Engine
+	Registry  *registry.Registry
+	Mux       *ice.Mux
+	// STUNServers are "host:port".
+	STUNServers []string
+	// Signal sends a body to a peer through the hub without blocking.
+	Signal func(to identity.PeerID, body []byte) error
+	Logger *slog.Logger
+}
+
+// Engine is the control side of a node.
+type Engine struct {
+	cfg Config // set once in New
+
+	box        mailbox
+	background sync.WaitGroup // agents that are closing
+
+	// Owned by run.
+	peers   map[identity.PeerID]*peer
+	strange []strangeSignal // from peers that the hub has not told us of yet
+	doc     *policy.Document
+	docSeq  uint64
+}
+
+// maxStrange and strangeLife bound what is kept for peers yet unknown; idleTick
+// is the longest sleep.
+const (
+	maxStrange  = 64
+	strangeLife = 5 * time.Second
+	idleTick    = 15 * time.Second
+)
+
+// strangeSignal waits for the topology to catch up with the signalling.
+type strangeSignal struct {
+	from identity.PeerID
+	body []byte
+	at   time.Time
+}
+
+// New prepares an engine; Run runs it.
+func New(cfg Config) *Engine {
+	e := &Engine{cfg: cfg, peers: make(map[identity.PeerID]*peer)}
+	e.box.init()
+	return e
+}
+
+// Run owns the engine until ctx ends, then tells the peers and closes all
+// sessions.
+func (e *Engine) Run(ctx context.Context) {
+	timer := time.NewTimer(idleTick)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			e.closeAll()
+			return
+		case <-e.box.wake:
+		case <-timer.C:
+		}
+		for _, f := range e.box.take() {
+			f()
+		}
+		now := time.Now()
+		next := now.Add(idleTick)
+		for _, p := range e.peers {
+			if at := p.tick(now); !at.IsZero() && at.Before(next) {
+				next = at
+			}
+		}
+		timer.Reset(max(time.Until(next), time.Millisecond))
+	}
+}
+
+func (e *Engine) closeAll() {
+	for _, p := range e.peers {
+		for _, s := range p.sessions {
+			if s.dp.Path() != nil {
+				e.cfg.Dataplane.SendControl(s.dp, wire.TypeClose, (&wire.Close{Reason: wire.CloseShutdown}).Append(nil), nil)
+			}
+			s.closeAgent()
+		}
+		p.machine.Close()
+		p.finish(net.ErrClosed)
+	}
+	e.background.Wait()
+	e.box.close()
+}
+
+// Want asks for a session with the peer of p; packets wait for it.
+func (e *Engine) Want(p *dataplane.Peer) {
+	e.box.post(func() {
+		if q := e.peers[p.ID]; q != nil && q.dp == p {
+			q.want(time.Now())
+		}
+	})
+}
+
+// Control takes control packets from the packet path.
+func (e *Engine) Control(c dataplane.Control) {
+	e.box.post(func() {
+		if q := e.peers[c.Session.Peer.ID]; q != nil {
+			q.control(c, time.Now())
+		}
+	})
+}
+
+// Signaled takes a body that the hub delivered.
+func (e *Engine) Signaled(from identity.PeerID, body []byte) {
+	e.box.post(func() { e.signaled(from, body) })
+}
+
+func (e *Engine) signaled(from identity.PeerID, body []byte) {
+	now := time.Now()
+	if p := e.peers[from]; p != nil {
+		p.step(body, now)
+		return
+	}
+	for len(e.strange) > 0 && (len(e.strange) >= maxStrange || now.Sub(e.strange[0].at) > strangeLife) {
+		e.strange = e.strange[1:]
+	}
+	e.strange = append(e.strange, strangeSignal{from, body, now})
+}
+
+// Undeliverable takes the hub's word that a body did not arrive.
+func (e *Engine) Undeliverable(to identity.PeerID, reason string) {
+	e.box.post(func() {
+		if p := e.peers[to]; p != nil {
+			p.machine.Undeliverable(reason)
+			p.flush(time.Now())
+		}
+	})
+}
+
+// Presence takes the hub's word that a peer came or went.
+func (e *Engine) Presence(id identity.PeerID, online bool, instance uint64) {
+	e.box.post(func() {
+		if p := e.peers[id]; p != nil {
+			p.presence(online, instance, time.Now())
+		}
+	})
+}
+
+// PeersSynced replaces the set of peers.
+func (e *Engine) PeersSynced(peers []registry.Peer) {
+	e.box.post(func() {
+		e.changed(e.cfg.Registry.Sync(e.others(peers)))
+	})
+}
+
+// PeersChanged changes some peers.
+func (e *Engine) PeersChanged(upserts []registry.Peer, deletes []identity.PeerID) {
+	e.box.post(func() { e.changed(e.cfg.Registry.Apply(e.others(upserts), deletes)) })
+}
+
+// others leaves ourselves out: the hub lists every node.
+func (e *Engine) others(peers []registry.Peer) []registry.Peer {
+	self := e.cfg.Keys.ID()
+	out := peers[:0]
+	for _, p := range peers {
+		if p.ID != self {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (e *Engine) changed(c registry.Change) {
+	for id, err := range c.Rejected {
+		e.cfg.Logger.Error("hub describes a peer whose keys are not its own; ignored", "peer", id.Short(), "err", err)
+	}
+	if c.Empty() {
+		return
+	}
+	for _, id := range c.Deletes {
+		if p := e.peers[id]; p != nil {
+			p.remove(errors.New("peer left the mesh"))
+			delete(e.peers, id)
+		}
+	}
+	for _, info := range c.Upserts {
+		p := e.peers[info.ID]
+		if p != nil && (p.info.Virtual4 != info.Virtual4 || p.info.Virtual6 != info.Virtual6) {
+			p.remove(errors.New("peer's address changed"))
+			p = nil
+		}
+		if p == nil {
+			e.peers[info.ID] = newPeer(e, info)
+			continue
+		}
+		p.info = info
+	}
+	routes := make(map[netip.Addr]*dataplane.Peer, 2*len(e.peers))
+	subjects := make([]policy.Subject, 0, len(e.peers))
+	for _, p := range e.peers {
+		routes[p.info.Virtual4] = p.dp
+		if p.info.Virtual6.IsValid() {
+			routes[p.info.Virtual6] = p.dp
+		}
+		subjects = append(subjects, policy.Subject{ID: p.info.ID, Name: p.info.Name, Tags: p.info.Tags})
+	}
+	e.cfg.Policy.SetPeers(subjects)
+	e.cfg.Dataplane.SetRoutes(routes)
+
+	strange := e.strange
+	e.strange = nil
+	for _, s := range strange {
+		e.signaled(s.from, s.body)
+	}
+}
+
+// Policy puts a policy into force. A document that does not parse leaves the old
+// one in force.
+func (e *Engine) Policy(version uint64, document []byte) {
+	e.box.post(func() {
+		doc, err := policy.Parse(document)
+		if err != nil {
+			e.cfg.Logger.Error("policy does not parse; keeping the old one", "version", version, "err", err)
+			return
+		}
+		e.doc, e.docSeq = doc, version
+		subjects := make([]policy.Subject, 0, len(e.peers))
+		for _, p := range e.peers {
+			subjects = append(subjects, policy.Subject{ID: p.info.ID, Name: p.info.Name, Tags: p.info.Tags})
+		}
+		e.cfg.Policy.Apply(doc, subjects)
+		e.cfg.Logger.Info("policy in force", "version", version)
+	})
+}
+
+// Connect asks for a session with id and waits until it has a path or none can
+// be had. Progress, which may be nil, is told each new state in one word.
+func (e *Engine) Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error {
+	w := &waiter{done: make(chan error, 1), progress: progress}
+	e.box.post(func() {
+		p := e.peers[id]
+		if p == nil {
+			w.done <- registry.ErrUnknown
+			return
+		}
+		p.waiters = append(p.waiters, w)
+		p.want(time.Now())
+	})
+	select {
+	case err := <-w.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-e.box.closed:
+		return net.ErrClosed
+	}
+}
+
+// PeerStatus is what the engine knows of one peer.
+type PeerStatus struct {
+	Info   *registry.Peer
+	Online bool
+	// State is idle, handshake, checking, connected or silent.
+	State string
+	// PathType is none or direct.
+	PathType string
+	Remote   netip.AddrPort
+	RTT      time.Duration
+	Cipher   string
+	// Reason says why there is no path; empty where none was tried.
+	Reason   string
+	Since    time.Time
+	Counters dataplane.PeerCounters
+}
+
+// Status returns all peers by name and the version of the policy in force.
+func (e *Engine) Status(ctx context.Context) (peers []PeerStatus, policyVersion uint64, err error) {
+	done := make(chan struct{})
+	e.box.post(func() {
+		defer close(done)
+		for _, info := range e.cfg.Registry.All() {
+			if p := e.peers[info.ID]; p != nil {
+				peers = append(peers, p.status())
+			}
+		}
+		policyVersion = e.docSeq
+	})
+	select {
+	case <-done:
+		return peers, policyVersion, nil
+	case <-ctx.Done():
+		return nil, 0, ctx.Err()
+	case <-e.box.closed:
+		return nil, 0, net.ErrClosed
+	}
+}
+
+// mailbox is an unbounded queue of functions for one goroutine. Posters are the
+// packet path and ICE callbacks, which must never wait for the engine.
+type mailbox struct {
+	wake   chan struct{}
+	closed chan struct{}
+
+	mu   sync.Mutex // guards the rest
+	fns  []func()
+	dead bool
+}
+
+func (m *mailbox) init() {
+	m.wake = make(chan struct{}, 1)
+	m.closed = make(chan struct{})
+}
+
+func (m *mailbox) post(f func()) {
+	m.mu.Lock()
+	if !m.dead {
+		m.fns = append(m.fns, f)
+	}
+	m.mu.Unlock()
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *mailbox) take() []func() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fns := m.fns
+	m.fns = nil
+	return fns
+}
+
+// close refuses further posts, drops the pending ones and releases who waits.
+func (m *mailbox) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.dead {
+		m.dead = true
+		close(m.closed)
+	}
+	m.fns = nil
+}

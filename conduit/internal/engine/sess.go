@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"errors"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+)
+
+const (
+	// probeActive, probeIdle and probeFast are the gaps between probes of a path
+	// that is used, of one that only keeps its NAT binding, and of one in doubt.
+	probeActive = 1 * time.Second
+	probeIdle   = 15 * time.Second
+	probeFast   = 200 * time.Millisecond
+	// maxMisses unanswered probes make a path silent.
+	maxMisses = 5
+	// agentLife is how long ICE goes on after the first path, to find a better one.
+	agentLife = 30 * time.Second
+	// deadAfter ends a session that is silent and not wanted.
+	deadAfter = 10 * time.Minute
+	// pathlessLife ends a session for which ICE found nothing.
+	pathlessLife = 20 * time.Second
+)
+
+// ErrNoDirectPath is why a session ends without a path.
+var ErrNoDirectPath = errors.New("no direct path: no pair of addresses answers (a symmetric NAT on both sides, or a firewall)")
+
+// sess is one session with its ICE agent and the probes of its path.
+type sess struct {
+	p     *peer
+	est   *session.Established
+	dp    *dataplane.Session
+	agent *ice.Agent
+
+	created   time.Time
+	pathSince time.Time
+	agentDone bool
+
+	seq      uint32
+	sentAt   int64 // dataplane clock of the newest probe
+	ackedSeq uint32
+	lastAck  time.Time
+	rtt      time.Duration
+	misses   int
+	silent   bool
+	nextSend time.Time
+	// pending are paths on which so far only the peer's check arrived.
+	pending map[dataplane.Path]int
+}
+
+func newSess(p *peer, est *session.Established, now time.Time) (*sess, error) {
+	dp, err := dataplane.NewSession(p.dp, est)
+	if err != nil {
+		return nil, err
+	}
+	s := &sess{p: p, est: est, dp: dp, created: now, pending: map[dataplane.Path]int{}}
+	e := p.e
+	post := func(f func(now time.Time)) {
+		e.box.post(func() {
+			if e.peers[p.info.ID] == p {
+				f(time.Now())
+			}
+		})
+	}
+	s.agent, err = ice.NewAgent(ice.AgentConfig{
+		Mux: e.cfg.Mux, Controlling: est.Initiator,
+		LocalUfrag: est.LocalICE.Ufrag, LocalPwd: est.LocalICE.Pwd, STUNServers: e.cfg.STUNServers,
+		OnCandidate: func(line string) { post(func(time.Time) { s.candidate(line) }) },
+		OnPath:      func(path ice.Path) { post(func(now time.Time) { s.found(path, now) }) },
+		OnProven:    func(path ice.Path) { post(func(now time.Time) { s.found(path, now) }) },
+		OnFailed:    func(error) { post(s.failed) },
+		Logger:      e.cfg.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.cfg.Dataplane.Add(dp)
+	if err := errors.Join(s.agent.Start(), s.agent.SetRemote(est.RemoteICE.Ufrag, est.RemoteICE.Pwd)); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// close ends the session. The agent's end may take a while, so nobody waits.
+func (s *sess) close() {
+	s.p.e.cfg.Dataplane.Remove(s.dp)
+	s.closeAgent()
+}
+
+func (s *sess) closeAgent() {
+	if s.agentDone {
+		return
+	}
+	s.agentDone = true
+	s.p.e.background.Go(func() { _ = s.agent.Close() })
+}
+
+// candidate sends one of our candidates to the peer.
+func (s *sess) candidate(line string) {
+	var lines []string
+	if line != "" {
+		lines = []string{line}
+	}
+	body, err := s.est.SealCandidates(lines, line == "")
+	if err == nil {
+		err = s.p.e.cfg.Signal(s.p.info.ID, body)
+	}
+	if err != nil {
+		s.p.e.cfg.Logger.Debug("signal candidate", "peer", s.p.info.Name, "err", err)
+	}
+}
+
+// found takes a path that ICE proved. Where only the peer's check arrived, a
+// probe proves it first: the check may be a replay from elsewhere.
+func (s *sess) found(path ice.Path, now time.Time) {
+	to := dataplane.Path{Bind: path.Socket, Remote: path.Remote}
+	switch {
+	case path.RoundTrip && (path.Selected || s.dp.Path() == nil):
+		s.use(to, now)
+	case !path.RoundTrip && s.dp.Path() == nil:
+		if len(s.pending) < wire.MaxCandidates {
+			s.pending[to] = 0
+			s.nextSend = now
+		}
+	}
+}
+
+// use moves the session to a path, and the peer to the session.
+func (s *sess) use(to dataplane.Path, now time.Time) {
+	old := s.dp.Path()
+	if old != nil && *old == to {
+		return
+	}
+	s.dp.SetPath(&to)
+	if old == nil {
+		s.pathSince = now
+		s.p.lastErr = nil
+	}
+	s.misses, s.silent, s.lastAck = 0, false, now
+	clear(s.pending)
+	if s == s.p.newest() {
+		s.p.e.cfg.Dataplane.Activate(s.p.dp, s.dp)
+		s.p.finish(nil)
+	}
+	s.p.e.cfg.Logger.Info("path to peer", "peer", s.p.info.Name, "type", "direct", "remote", to.Remote.String())
+	s.probe(now, nil)
+}
+
+// failed is ICE's word that no pair answers.
+func (s *sess) failed(now time.Time) {
+	if s.dp.Path() != nil {
+		return
+	}
+	s.p.drop(s)
+	s.p.failed(ErrNoDirectPath, now)
+	s.p.e.cfg.Logger.Warn("no direct path to peer", "peer", s.p.info.Name)
+}
+
+// heard is when the session last had a sign of life.
+func (s *sess) heard() time.Time {
+	at := s.pathSince
+	if last := s.dp.LastRecv(); last != 0 {
+		t := time.Now().Add(-time.Duration(s.p.e.cfg.Dataplane.Now() - last))
+		if t.After(at) {
+			at = t
+		}
+	}
+	return at
+}
+
+// probe sends one probe, on the session's path where path is nil.
+func (s *sess) probe(now time.Time, path *dataplane.Path) {
+	s.seq++
+	s.sentAt = s.p.e.cfg.Dataplane.Now()
+	var b [wire.ProbeLen]byte
+	m := wire.Probe{Seq: s.seq, Sent: uint64(s.sentAt)}
+	s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeProbe, m.Append(b[:0]), path)
+	s.nextSend = now.Add(s.gap())
+}
+
+// gap is the time to the next probe.
+func (s *sess) gap() time.Duration {
+	switch {
+	case len(s.pending) > 0, s.misses > 0 && !s.silent:
+		return max(probeFast, s.rtt+s.rtt/2)
+	case s.silent || s.p.inDemand() || s.ackedSeq == 0:
+		return probeActive
+	}
+	return probeIdle
+}
+
+// doubt probes at once and closely until the peer answers.
+func (s *sess) doubt(now time.Time) {
+	s.misses = max(s.misses, 1)
+	s.nextSend = now
+}
+
+func (s *sess) probeAck(c dataplane.Control, now time.Time) {
+	var a wire.ProbeAck
+	if a.Parse(c.Body) != nil || a.Probe.Seq == 0 || a.Probe.Seq > s.seq {
+		return
+	}
+	if s.dp.Path() == nil {
+		if _, ok := s.pending[c.Path]; ok {
+			s.use(c.Path, now)
+		}
+	}
+	if rtt := time.Duration(c.At-int64(a.Probe.Sent)) - time.Duration(a.Hold)*time.Microsecond; rtt > 0 && rtt < time.Minute {
+		if s.rtt == 0 {
+			s.rtt = rtt
+		}
+		s.rtt += (rtt - s.rtt) / 4
+	}
+	s.ackedSeq = max(s.ackedSeq, a.Probe.Seq)
+	s.lastAck = now
+	s.misses = 0
+	if s.silent {
+		s.silent = false
+		s.p.e.cfg.Logger.Info("peer answers again", "peer", s.p.info.Name)
+		if s.p.newest() == s && s.p.machine.Connecting() {
+			s.p.machine.Cancel()
+		}
+		if s.p.newest() == s {
+			s.p.finish(nil)
+		}
+	}
+	if want := now.Add(s.gap()); s.nextSend.After(want) || s.nextSend.Before(now) {
+		s.nextSend = want
+	}
+}
+
+// tick sends what is due and returns when it wants to be called again.
+func (s *sess) tick(now time.Time) time.Time {
+	if s.dp.Path() == nil {
+		if now.Sub(s.created) > pathlessLife {
+			s.failed(now)
+			return time.Time{}
+		}
+		if len(s.pending) > 0 && !now.Before(s.nextSend) {
+			for path, tries := range s.pending {
+				if tries >= 25 {
+					delete(s.pending, path)
+					continue
+				}
+				s.pending[path]++
+				s.probe(now, &path)
+			}
+		}
+		if len(s.pending) > 0 {
+			return s.nextSend
+		}
+		return s.created.Add(pathlessLife + time.Second)
+	}
+	if now.Sub(s.pathSince) > agentLife {
+		s.closeAgent()
+	}
+	// An application may have begun to send on a path that was idle.
+	if due := now.Add(s.gap()); s.nextSend.After(due) {
+		s.nextSend = due
+	}
+	if now.Before(s.nextSend) {
+		return s.nextSend
+	}
+	if s.ackedSeq < s.seq && now.Sub(s.lastAck) > s.gap()/2 {
+		s.misses++
+	}
+	if s.misses >= maxMisses && !s.silent {
+		s.silent = true
+		s.p.e.cfg.Logger.Info("peer is silent", "peer", s.p.info.Name, "remote", s.dp.Path().Remote.String())
+	}
+	if s.silent {
+		if s.p.newest() == s && s.p.inDemand() && !s.p.machine.Connecting() && !now.Before(s.p.notUntil) {
+			s.p.machine.Connect(now)
+			s.p.flush(now)
+		}
+		if now.Sub(s.heard()) > deadAfter {
+			s.p.drop(s)
+			return time.Time{}
+		}
+	}
+	s.probe(now, nil)
+	return s.nextSend
+}
+
+// ErrNoAnswer is why a Connect ends to which the peer did not react.
+var ErrNoAnswer = session.ErrNoAnswer

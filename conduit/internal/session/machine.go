@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package session sets up and keeps the keys shared with one peer: handshake BX1
+// (docs/wire.md), its retries, and the sealed candidates that follow it.
+//
+// A Machine has no sockets, clock or goroutines: Connect, Step and Tick feed it,
+// Ready says what to do. It is not safe for concurrent use.
+package session
+
+import (
+	"crypto/ecdh"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+)
+
+// The limits of a handshake.
+const (
+	// attemptLife is how long an unanswered attempt stays open.
+	attemptLife = 5 * time.Second
+	// maxHalfOpen bounds B's unconfirmed attempts per peer: a replayed invite must
+	// not evict the genuine one.
+	maxHalfOpen = 3
+	// giveUp is how long Connect tries.
+	giveUp = 30 * time.Second
+	// firstRetry doubles up to maxRetry.
+	firstRetry = 1 * time.Second
+	maxRetry   = 8 * time.Second
+	// knockGap is the least time between two knocks that are answered.
+	knockGap = 500 * time.Millisecond
+	// maxSeen bounds the cache of invites that were seen.
+	maxSeen = 64
+)
+
+// Indexes hands out receiver indexes, unique among live sessions.
+type Indexes interface {
+	Reserve() uint32
+	Release(uint32)
+}
+
+// Config describes one pair of peers. All fields but PSK, PSKEpoch and Caps are
+// required.
+type Config struct {
+	Keys *identity.Keys
+	// Chain is our certificate chain without the root.
+	Chain [][]byte
+	// Peer, PeerEd25519 and PeerX25519 are the other side's; the keys hash to Peer.
+	Peer        identity.PeerID
+	PeerEd25519 ed25519.PublicKey
+	PeerX25519  *ecdh.PublicKey
+	// Roots are the mesh's CA certificates.
+	Roots *x509.CertPool
+	// PSK returns the pre-shared key of an epoch, nil for an unknown one. A nil
+	// func means a mesh without PSK.
+	PSK      func(epoch uint8) []byte
+	PSKEpoch uint8
+	// Suites are in order of preference.
+	Suites  []wire.Suite
+	Caps    uint32
+	Indexes Indexes
+	// NewICE returns fresh ICE credentials.
+	NewICE func() wire.ICE
+}
+
+func (c *Config) psk(epoch uint8) []byte {
+	if c.PSK == nil {
+		return nil
+	}
+	return c.PSK(epoch)
+}
+
+// Established is a finished handshake.
+type Established struct {
+	SID         wire.SID
+	Initiator   bool
+	LocalIndex  uint32
+	RemoteIndex uint32
+	PeerCaps    uint32
+	LocalICE    wire.ICE
+	RemoteICE   wire.ICE
+	Certificate *identity.Certificate
+	Secrets     *Secrets
+
+	signal *signal
+}
+
+// Output is one thing to do. Exactly one field is set.
+type Output struct {
+	// Send is a body for the peer, by way of the hub.
+	Send []byte
+	// Established is a new session. The old one stays valid until the new one
+	// has a path.
+	Established *Established
+	// Candidates came from the peer.
+	Candidates *Candidates
+	// Failed ends a Connect.
+	Failed error
+}
+
+// Candidates are ICE candidates of the peer for one session.
+type Candidates struct {
+	SID   wire.SID
+	Lines []string
+	Done  bool
+}
+
+// ErrNoAnswer is the failure of a Connect that the peer did not answer.
+var ErrNoAnswer = errors.New("peer does not answer")
+
+// Machine is the handshake state of one peer.
+type Machine struct {
+	cfg       Config
+	initiates bool
+	out       []Output
+
+	wanted   time.Time // since when; zero means not wanted
+	retryAt  time.Time
+	retry    time.Duration
+	lastErr  error
+	lastTry  time.Time // last knock that was answered
+	attempt  *initiator
+	half     []*responder
+	seen     map[[32]byte]time.Time
+	sessions []*Established // newest last; at most 2, for candidates
+}
+
+// New returns a machine for one peer.
+func New(cfg Config) *Machine {
+	return &Machine{
+		cfg: cfg, initiates: cfg.Keys.ID().Compare(cfg.Peer) < 0,
+		seen: make(map[[32]byte]time.Time),
+	}
+}
+
+// Ready returns what is to be done, in order, and forgets it.
+func (m *Machine) Ready() []Output {
+	out := m.out
+	m.out = nil
+	return out
+}
+
+// Connecting reports whether a Connect is under way.
+func (m *Machine) Connecting() bool { return !m.wanted.IsZero() }
+
+// Connect asks for a new session. While one is being made it does nothing.
+func (m *Machine) Connect(now time.Time) {
+	if m.Connecting() {
+		return
+	}
+	m.wanted, m.retry, m.lastErr = now, firstRetry, nil
+	m.try(now)
+}
+
+// Cancel gives up a Connect without a Failed output.
+func (m *Machine) Cancel() {
+	m.wanted = time.Time{}
+	m.dropAttempt()
+}
+
+func (m *Machine) try(now time.Time) {
+	m.retryAt = now.Add(m.retry)
+	m.retry = min(2*m.retry, maxRetry)
+	if !m.initiates {
+		k := wire.Knock{From: m.cfg.Keys.ID(), To: m.cfg.Peer}
+		_, _ = rand.Read(k.SID[:])
+		k.Sig = sign(m.cfg.Keys.Ed25519, "knock", hashAll(k.AppendUnsigned(nil)))
+		m.send(k.Append(nil))
+		return
+	}
+	m.dropAttempt()
+	a, err := newInitiator(&m.cfg, now)
+	if err != nil {
+		m.fail(err)
+		return
+	}
+	m.attempt = a
+	m.send(a.invite)
+}
+
+func (m *Machine) send(b []byte) { m.out = append(m.out, Output{Send: b}) }
+
+func (m *Machine) fail(err error) {
+	m.wanted = time.Time{}
+	m.dropAttempt()
+	m.out = append(m.out, Output{Failed: err})
+}
+
+func (m *Machine) dropAttempt() {
+	if m.attempt != nil {
+		m.cfg.Indexes.Release(m.attempt.index)
+		m.attempt = nil
+	}
+}
+
+func (m *Machine) established(e *Established) {
+	m.wanted = time.Time{}
+	m.sessions = append(m.sessions, e)
+	if len(m.sessions) > 2 {
+		m.sessions = m.sessions[1:]
+	}
+	m.out = append(m.out, Output{Established: e})
+}
+
+// NextTick returns when Tick is due; zero means not before the next call of
+// another method.
+func (m *Machine) NextTick() time.Time {
+	var t time.Time
+	earliest := func(x time.Time) {
+		if t.IsZero() || x.Before(t) {
+			t = x
+		}
+	}
+	if m.Connecting() {
+		earliest(m.retryAt)
+		earliest(m.wanted.Add(giveUp))
+	}
+	for _, r := range m.half {
+		earliest(r.started.Add(attemptLife))
+	}
+	return t
+}
+
+// Tick lets time pass: retries, and the end of what was not answered.
+func (m *Machine) Tick(now time.Time) {
+	for len(m.half) > 0 && now.Sub(m.half[0].started) >= attemptLife {
+		m.dropHalf(0)
+	}
+	if !m.Connecting() {
+		return
+	}
+	if now.Sub(m.wanted) >= giveUp {
+		err := m.lastErr
+		if err == nil {
+			err = ErrNoAnswer
+		}
+		m.fail(err)
+		return
+	}
+	if !now.Before(m.retryAt) {
+		m.try(now)
+	}
+}
+
+// Undeliverable tells that the hub could not deliver a body. An offline or
+// unknown peer ends the Connect.
+func (m *Machine) Undeliverable(reason string) {
+	if !m.Connecting() {
+		return
+	}
+	err := fmt.Errorf("hub could not reach the peer: %s", reason)
+	switch reason {
+	case "offline", "unknown", "denied":
+		m.fail(err)
+	default:
+		m.lastErr = err
+	}
+}
+
+// Step handles a body from the peer. An error means that the body was dropped
+// and nothing changed; it is for logs and counters, never for the peer.
+func (m *Machine) Step(b []byte, now time.Time) error {
+	t, sid, err := wire.ParseMsgHeader(b)
+	if err != nil {
+		return err
+	}
+	switch t {
+	case wire.MsgInvite:
+		return m.invite(b, now)
+	case wire.MsgOffer:
+		if m.attempt == nil || m.attempt.sid != sid {
+			return refuse("offer for no open invite")
+		}
+		e, confirm, err := m.attempt.offer(b, now)
+		if err != nil {
+			// The hub may have tampered: the genuine offer can still come.
+			m.lastErr = err
+			return err
+		}
+		m.attempt = nil // its index lives on in the session
+		m.send(confirm)
+		m.established(e)
+		return nil
+	case wire.MsgConfirm:
+		for i, r := range m.half {
+			if r.sid != sid {
+				continue
+			}
+			e, err := r.confirm(b)
+			if err != nil {
+				return err
+			}
+			m.half = append(m.half[:i], m.half[i+1:]...)
+			for len(m.half) > 0 { // older attempts lost the race
+				m.dropHalf(0)
+			}
+			m.established(e)
+			return nil
+		}
+		return refuse("confirm for no open offer")
+	case wire.MsgKnock:
+		return m.knock(b, now)
+	case wire.MsgReject:
+		return m.reject(b, sid)
+	case wire.MsgCandidates:
+		for _, e := range m.sessions {
+			if e.SID != sid {
+				continue
+			}
+			c, err := e.signal.open(b, e.SID)
+			if err == nil {
+				m.out = append(m.out, Output{Candidates: c})
+			}
+			return err
+		}
+		return refuse("candidates for no session")
+	}
+	return refuse(fmt.Sprintf("message type %d", t))
+}
+
+func (m *Machine) invite(b []byte, now time.Time) error {
+	if m.initiates {
+		return refuse("invite from the peer that should knock")
+	}
+	h := hashAll(b)
+	if _, ok := m.seen[h]; ok {
+		return refuse("invite was seen before")
+	}
+	r, err := newResponder(&m.cfg, b, now)
+	var rej rejected
+	if errors.As(err, &rej) {
+		out := wire.Reject{Reason: rej.reason}
+		_, out.SID, _ = wire.ParseMsgHeader(b)
+		out.Sig = sign(m.cfg.Keys.Ed25519, "reject", hashAll(out.AppendUnsigned(nil)))
+		m.send(out.Append(nil))
+	}
+	if err != nil {
+		return err
+	}
+	if len(m.seen) >= maxSeen {
+		oldest := h
+		at := now
+		for k, t := range m.seen {
+			if t.Before(at) {
+				oldest, at = k, t
+			}
+		}
+		delete(m.seen, oldest)
+	}
+	m.seen[h] = now
+	if len(m.half) >= maxHalfOpen {
+		m.dropHalf(0)
+	}
+	m.half = append(m.half, r)
+	m.send(r.offer)
+	return nil
+}
+
+func (m *Machine) dropHalf(i int) {
+	m.cfg.Indexes.Release(m.half[i].index)
+	m.half[i].sched.erase()
+	m.half = append(m.half[:i], m.half[i+1:]...)
+}
+
+func (m *Machine) knock(b []byte, now time.Time) error {
+	var k wire.Knock
+	if err := k.Parse(b); err != nil {
+		return err
+	}
+	if !m.initiates || k.From != m.cfg.Peer || k.To != m.cfg.Keys.ID() {
+		return refuse("knock at the wrong door")
+	}
+	if !verify(m.cfg.PeerEd25519, "knock", hashAll(k.AppendUnsigned(nil)), k.Sig[:]) {
+		return refuse("bad signature in knock")
+	}
+	if !m.lastTry.IsZero() && now.Sub(m.lastTry) < knockGap {
+		return refuse("knocks too often")
+	}
+	m.lastTry = now
+	if m.Connecting() { // an invite is out; the peer may have missed it
+		m.try(now)
+		return nil
+	}
+	m.Connect(now)
+	return nil
+}
+
+func (m *Machine) reject(b []byte, sid wire.SID) error {
+	var r wire.Reject
+	if err := r.Parse(b); err != nil {
+		return err
+	}
+	if m.attempt == nil || m.attempt.sid != sid {
+		return refuse("reject for no open invite")
+	}
+	if !verify(m.cfg.PeerEd25519, "reject", hashAll(r.AppendUnsigned(nil)), r.Sig[:]) {
+		return refuse("bad signature in reject")
+	}
+	why, ok := map[uint8]string{
+		wire.RejectSuite: "no cipher in common", wire.RejectPSKEpoch: "peer does not know the pre-shared key epoch",
+		wire.RejectBusy: "peer is busy", wire.RejectPolicy: "peer's policy",
+	}[r.Reason]
+	if !ok {
+		why = fmt.Sprintf("reason %d", r.Reason)
+	}
+	m.fail(fmt.Errorf("peer rejected the session: %s", why))
+	return nil
+}
+
+// SealCandidates makes a body with our candidates for session e.
+func (e *Established) SealCandidates(lines []string, done bool) ([]byte, error) {
+	return e.signal.seal(e.SID, lines, done)
+}
+
+// Close releases the indexes of unfinished attempts.
+func (m *Machine) Close() {
+	m.Cancel()
+	for len(m.half) > 0 {
+		m.dropHalf(0)
+	}
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conduit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/engine"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
+	"github.com/bauxite-mesh/bauxite/conduit/policy"
+	"github.com/bauxite-mesh/bauxite/conduit/transport"
+)
+
+// Errors that callers branch on. ErrUnknownPeer and ErrAmbiguousPeer come from
+// Resolve and Connect, ErrNoDirectPath and ErrNoAnswer from Connect.
+var (
+	ErrUnknownPeer   = registry.ErrUnknown
+	ErrAmbiguousPeer = registry.ErrAmbiguous
+	ErrNoDirectPath  = engine.ErrNoDirectPath
+	ErrNoAnswer      = engine.ErrNoAnswer
+)
+
+// flushOnClose bounds how long Close waits until the goodbyes have left.
+const flushOnClose = 200 * time.Millisecond
+
+// Node is one machine's place in the mesh (BauxiteNode): it carries the packets
+// of its Device to other nodes. All methods are safe for concurrent use.
+type Node struct {
+	cfg      *Config // set once in New
+	log      *slog.Logger
+	policy   *policy.Engine
+	registry registry.Registry
+
+	// Set once in Start.
+	plane   *dataplane.Dataplane
+	engine  *engine.Engine
+	mux     *ice.Mux
+	port    int
+	started time.Time
+	cancel  context.CancelFunc
+	workers sync.WaitGroup
+
+	mu    sync.Mutex // guards the rest
+	state nodeState
+	hub   HubStatus
+}
+
+type nodeState uint8
+
+const (
+	stateNew nodeState = iota
+	stateRunning
+	stateClosed
+)
+
+// New checks cfg and returns a node that is not yet started. It does no I/O.
+func New(cfg Config) (*Node, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg.Clone(), log: cfg.Logger}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	c := cfg.Certificate
+	n.policy = policy.NewEngine(policy.Subject{ID: c.ID, Name: c.Name})
+	return n, nil
+}
+
+// Start opens the sockets and runs the node until Close. ctx bounds only the
+// start itself.
+func (n *Node) Start(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.state == stateClosed:
+		return net.ErrClosed
+	case n.state == stateRunning:
+		return errors.New("start node: is running already")
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	if err := n.cfg.Certificate.Verify(n.cfg.Roots, time.Now()); err != nil {
+		return fmt.Errorf("own certificate: %w", err)
+	}
+	binds, err := listen(n.cfg.Port)
+	if err != nil {
+		return err
+	}
+	n.port = int(binds[0].LocalAddr().Port())
+	if err := n.assemble(binds); err != nil {
+		for _, b := range binds {
+			_ = b.Close()
+		}
+		return err
+	}
+	run, cancel := context.WithCancel(context.Background())
+	n.cancel, n.started, n.state = cancel, time.Now(), stateRunning
+	n.plane.Start()
+	n.workers.Go(func() { n.engine.Run(run) })
+	n.workers.Go(func() {
+		if err := n.cfg.Hub.Run(run, hubEvents{n}); err != nil && run.Err() == nil {
+			n.log.Error("hub link ended for good; known peers stay reachable", "err", err)
+			hubEvents{n}.HubState(false, err)
+		}
+	})
+	return nil
+}
+
+// assemble builds what runs, around the sockets.
+func (n *Node) assemble(binds []transport.Bind) error {
+	c := n.cfg.Certificate
+	local := []netip.Addr{c.Virtual4}
+	if c.Virtual6.IsValid() {
+		local = append(local, c.Virtual6)
+	}
+	exclude := n.cfg.MeshPrefixes
+	for _, a := range local {
+		exclude = append(exclude, netip.PrefixFrom(a, a.BitLen()))
+	}
+	suites, err := n.cfg.suites()
+	if err != nil {
+		return err
+	}
+	var psk func(uint8) []byte
+	if n.cfg.PSK != nil {
+		psk = func(epoch uint8) []byte {
+			if epoch == n.cfg.PSKEpoch {
+				return n.cfg.PSK
+			}
+			return nil
+		}
+	}
+	n.plane = dataplane.New(dataplane.Config{
+		Device: n.cfg.Device, Binds: binds, Policy: n.policy, Local: local, Logger: n.log,
+		STUN:    func(bind int, b []byte, from netip.AddrPort) { n.mux.Handle(bind, b, from) },
+		Want:    func(p *dataplane.Peer) { n.engine.Want(p) },
+		Control: func(c dataplane.Control) { n.engine.Control(c) },
+	})
+	socks := make([]ice.Socket, len(binds))
+	for i, b := range binds {
+		socks[i] = stunSocket{n.plane, i, b.LocalAddr()}
+	}
+	n.mux, err = ice.NewMux(ice.MuxConfig{
+		Sockets: socks, Logger: n.log, IncludeLoopback: n.cfg.IncludeLoopback, ExcludePrefixes: exclude,
+	})
+	if err != nil {
+		return err
+	}
+	n.engine = engine.New(engine.Config{
+		Keys: n.cfg.Keys, Chain: c.Chain, Roots: n.cfg.Roots, PSK: psk, PSKEpoch: n.cfg.PSKEpoch, Suites: suites,
+		Dataplane: n.plane, Policy: n.policy, Registry: &n.registry, Mux: n.mux,
+		STUNServers: n.cfg.STUNServers, Signal: n.cfg.Hub.Signal, Logger: n.log,
+	})
+	return nil
+}
+
+// Close tells the peers, stops everything and closes Device. It is idempotent
+// and returns when all goroutines have ended.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	was := n.state
+	n.state = stateClosed
+	n.mu.Unlock()
+	switch was {
+	case stateNew:
+		return n.cfg.Device.Close()
+	case stateClosed:
+		n.workers.Wait()
+		return nil
+	}
+	n.cancel()
+	n.workers.Wait() // the engine has queued its goodbyes
+	n.plane.Flush(flushOnClose)
+	return errors.Join(n.plane.Close(), n.mux.Close())
+}
+
+// ID returns the node's PeerID.
+func (n *Node) ID() identity.PeerID { return n.cfg.Certificate.ID }
+
+// Resolve finds a peer by PeerID, a unique prefix of one, a name or a virtual
+// address.
+func (n *Node) Resolve(text string) (Peer, error) {
+	p, err := n.registry.Resolve(text)
+	if err != nil {
+		return Peer{}, err
+	}
+	return Peer(*p), nil
+}
+
+// Connect sets up a session with a peer and returns when a path stands. progress,
+// which may be nil, is told each new state (handshake, checking, connected) and
+// must not block. A packet for the peer does the same by itself.
+func (n *Node) Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error {
+	n.mu.Lock()
+	state := n.state
+	n.mu.Unlock()
+	if state != stateRunning {
+		return fmt.Errorf("connect: %w", net.ErrClosed)
+	}
+	return n.engine.Connect(ctx, id, progress)
+}
+
+// listen opens one port for IPv4 and, where the system has it, IPv6.
+func listen(port int) ([]transport.Bind, error) {
+	for try := 0; ; try++ {
+		v4, err := transport.Listen(transport.Config{Network: "udp4", Port: port})
+		if err != nil {
+			return nil, fmt.Errorf("listen on udp port %d: %w", port, err)
+		}
+		v6, err := transport.Listen(transport.Config{Network: "udp6", Port: int(v4.LocalAddr().Port())})
+		switch {
+		case err == nil:
+			return []transport.Bind{v4, v6}, nil
+		case !errors.Is(err, syscall.EADDRINUSE):
+			return []transport.Bind{v4}, nil // no IPv6 here
+		case port != 0 || try == 10:
+			_ = v4.Close()
+			return nil, fmt.Errorf("listen on udp6 port %d: %w", port, err)
+		}
+		_ = v4.Close() // another program has that port on IPv6: take another
+	}
+}
+
+// stunSocket lets ICE send through the Critical lane.
+type stunSocket struct {
+	plane *dataplane.Dataplane
+	bind  int
+	addr  netip.AddrPort
+}
+
+func (s stunSocket) LocalAddr() netip.AddrPort            { return s.addr }
+func (s stunSocket) SendSTUN(b []byte, to netip.AddrPort) { s.plane.SendSTUN(s.bind, b, to) }
+
+// hubEvents passes on what the hub link reports.
+type hubEvents struct{ n *Node }
+
+var _ HubEvents = hubEvents{}
+
+func (h hubEvents) HubState(connected bool, err error) {
+	h.n.mu.Lock()
+	defer h.n.mu.Unlock()
+	if h.n.hub.Connected != connected || h.n.hub.Since.IsZero() {
+		h.n.hub.Since = time.Now()
+	}
+	h.n.hub.Connected, h.n.hub.Error = connected, ""
+	if err != nil {
+		h.n.hub.Error = err.Error()
+	}
+}
+
+func (h hubEvents) PeersSynced(peers []Peer) { h.n.engine.PeersSynced(toRegistry(peers)) }
+
+func (h hubEvents) PeersChanged(upserts []Peer, deletes []identity.PeerID) {
+	h.n.engine.PeersChanged(toRegistry(upserts), deletes)
+}
+
+func (h hubEvents) Presence(id identity.PeerID, online bool, instance uint64) {
+	h.n.engine.Presence(id, online, instance)
+}
+
+func (h hubEvents) Policy(version uint64, document []byte)     { h.n.engine.Policy(version, document) }
+func (h hubEvents) Signaled(from identity.PeerID, body []byte) { h.n.engine.Signaled(from, body) }
+func (h hubEvents) Undeliverable(to identity.PeerID, reason string) {
+	h.n.engine.Undeliverable(to, reason)
+}
+
+func toRegistry(peers []Peer) []registry.Peer {
+	out := make([]registry.Peer, len(peers))
+	for i, p := range peers {
+		out[i] = registry.Peer(p)
+	}
+	return out
+}

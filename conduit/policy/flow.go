@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+)
+
+// The flow table remembers who began an allowed flow, so that answers pass where
+// only one direction is allowed. It is a cache of fixed size: each flow has a few
+// places, the oldest of which gives way. A flow that was pushed out is judged by
+// the rules again, so a full table can only deny.
+const (
+	flowShards = 16
+	shardSets  = 1024
+	setWays    = 4
+	// maxPeerShare bounds the places of one set that one peer may hold, so that a
+	// peer cannot push out all flows of others.
+	maxPeerShare = 3
+	flowLife     = int64(3 * time.Minute)
+	icmpLife     = int64(10 * time.Second)
+)
+
+type flowKey struct {
+	peer          *PeerRules
+	local, remote netip.Addr
+	lport, rport  uint16
+	proto         uint8
+}
+
+type flowEntry struct {
+	key      flowKey
+	epoch    uint32
+	outbound bool // who began: us
+	seen     int64
+}
+
+type flowShard struct {
+	mu   sync.Mutex
+	sets *[shardSets][setWays]flowEntry // made when the first flow is noted
+}
+
+type flowTable [flowShards]flowShard
+
+// keyOf puts both directions of a flow under one key.
+func keyOf(p *PeerRules, info *packet.Info, outbound bool) flowKey {
+	k := flowKey{peer: p, local: info.Src, remote: info.Dst, lport: info.SrcPort, rport: info.DstPort, proto: info.Proto}
+	if !outbound {
+		k.local, k.remote, k.lport, k.rport = info.Dst, info.Src, info.DstPort, info.SrcPort
+	}
+	return k
+}
+
+// place finds the set of a key. Both directions must give the same, so the
+// packet's own hash cannot serve.
+func place(k *flowKey) (shard, set int) {
+	i := packet.Info{Src: k.local, Dst: k.remote, SrcPort: k.lport, DstPort: k.rport, Proto: k.proto}
+	h := i.Hash()
+	return int(h % flowShards), int(h / flowShards % shardSets)
+}
+
+func life(proto uint8) int64 {
+	if proto == packet.ProtoICMP || proto == packet.ProtoICMPv6 {
+		return icmpLife
+	}
+	return flowLife
+}
+
+// note remembers a flow that a rule allowed.
+func (t *flowTable) note(p *PeerRules, info *packet.Info, epoch uint32, now int64, outbound bool) {
+	k := keyOf(p, info, outbound)
+	sh, set := place(&k)
+	s := &t[sh]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sets == nil {
+		s.sets = new([shardSets][setWays]flowEntry)
+	}
+	ways := &s.sets[set]
+	victim, own, ownOldest := 0, 0, -1
+	for i := range ways {
+		e := &ways[i]
+		live := e.key.peer != nil && now-e.seen <= life(e.key.proto)
+		if live && e.key == k && e.outbound == outbound {
+			e.epoch, e.seen = epoch, now
+			return
+		}
+		if !live {
+			e.key.peer, e.seen = nil, 0
+		} else if e.key.peer == p {
+			own++
+			if ownOldest < 0 || e.seen < ways[ownOldest].seen {
+				ownOldest = i
+			}
+		}
+		if e.seen < ways[victim].seen {
+			victim = i
+		}
+	}
+	if own >= maxPeerShare {
+		victim = ownOldest
+	}
+	ways[victim] = flowEntry{key: k, epoch: epoch, outbound: outbound, seen: now}
+}
+
+// known reports whether the packet answers a flow that the other side of it
+// began and that the policy in force has allowed.
+func (t *flowTable) known(p *PeerRules, info *packet.Info, epoch uint32, now int64, outbound bool) bool {
+	k := keyOf(p, info, outbound)
+	sh, set := place(&k)
+	s := &t[sh]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sets == nil {
+		return false
+	}
+	for i := range s.sets[set] {
+		e := &s.sets[set][i]
+		if e.key == k && e.outbound != outbound && e.epoch == epoch && now-e.seen <= life(k.proto) {
+			e.seen = now
+			return true
+		}
+	}
+	return false
+}

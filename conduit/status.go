@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conduit
+
+import (
+	"context"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+)
+
+// Status is a snapshot of a node. Its JSON form is stable: fields are added,
+// never renamed.
+type Status struct {
+	Node     NodeStatus   `json:"node"`
+	Hub      HubStatus    `json:"hub"`
+	Policy   PolicyStatus `json:"policy"`
+	Peers    []PeerStatus `json:"peers"`
+	Counters Counters     `json:"counters"`
+	Lanes    Lanes        `json:"lanes"`
+}
+
+// NodeStatus is the node itself.
+type NodeStatus struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Virtual4 string `json:"virtual_ip"`
+	Virtual6 string `json:"virtual_ip6,omitempty"`
+	Device   string `json:"device"`
+	MTU      int    `json:"mtu"`
+	// Port is the UDP port of all traffic.
+	Port               int       `json:"port"`
+	CertificateExpires time.Time `json:"certificate_expires"`
+	UptimeSeconds      float64   `json:"uptime_seconds"`
+}
+
+// HubStatus is the link to the hub.
+type HubStatus struct {
+	Connected bool `json:"connected"`
+	// Since is when Connected last changed.
+	Since time.Time `json:"since,omitzero"`
+	// Error says why the link is down.
+	Error string `json:"error,omitempty"`
+}
+
+// PolicyStatus is the policy in force. Version 0 means none: everything is
+// denied.
+type PolicyStatus struct {
+	Version uint64 `json:"version"`
+	// Denied counts packets by the rule that denied them.
+	Denied map[string]uint64 `json:"denied,omitempty"`
+}
+
+// PeerStatus is one other node.
+type PeerStatus struct {
+	ID       string   `json:"id"`
+	Name     string   `json:"name"`
+	Virtual4 string   `json:"virtual_ip"`
+	Virtual6 string   `json:"virtual_ip6,omitempty"`
+	Tags     []string `json:"tags,omitempty"`
+	// Online is what the hub last said.
+	Online bool `json:"online"`
+	// State is idle, handshake, checking, connected or silent.
+	State  string     `json:"state"`
+	Path   PathStatus `json:"path"`
+	Cipher string     `json:"cipher,omitempty"`
+	// Counters count inner packets and bytes.
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	TxDropped uint64 `json:"tx_dropped"`
+	RxPackets uint64 `json:"rx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+}
+
+// PathStatus is the way to a peer.
+type PathStatus struct {
+	// Type is none, direct, relay or hub.
+	Type   string  `json:"type"`
+	Remote string  `json:"remote,omitempty"`
+	RTT    float64 `json:"rtt_ms,omitempty"`
+	// Since is when the path was first usable.
+	Since time.Time `json:"since,omitzero"`
+	// Reason says why there is no path.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Counters count inner packets and bytes of all lanes, and drops by reason.
+type Counters struct {
+	TxPackets uint64            `json:"tx_packets"`
+	TxBytes   uint64            `json:"tx_bytes"`
+	TxDropped map[string]uint64 `json:"tx_dropped"`
+	RxPackets uint64            `json:"rx_packets"`
+	RxBytes   uint64            `json:"rx_bytes"`
+	RxDropped map[string]uint64 `json:"rx_dropped"`
+	// WireTxBytes and WireRxBytes are UDP payload bytes, STUN included.
+	WireTxBytes uint64 `json:"wire_tx_bytes"`
+	WireRxBytes uint64 `json:"wire_rx_bytes"`
+}
+
+// Lanes are the three lanes.
+type Lanes struct {
+	Critical  LaneStatus `json:"critical"`
+	Telemetry LaneStatus `json:"telemetry"`
+	Bulk      LaneStatus `json:"bulk"`
+}
+
+// LaneStatus is one lane: what went through it, what waits in it, and what it
+// dropped for want of room.
+type LaneStatus struct {
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	RxPackets uint64 `json:"rx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+	Queued    int    `json:"queued"`
+	Dropped   uint64 `json:"dropped"`
+}
+
+// Status returns a snapshot. After Close it returns net.ErrClosed.
+func (n *Node) Status(ctx context.Context) (*Status, error) {
+	peers, version, err := n.engine.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := n.cfg.Certificate
+	st := &Status{
+		Node: NodeStatus{
+			ID: c.ID.String(), Name: c.Name, Virtual4: c.Virtual4.String(),
+			Device: n.cfg.Device.Name(), MTU: n.cfg.Device.MTU(), Port: n.port,
+			CertificateExpires: c.NotAfter.UTC(), UptimeSeconds: time.Since(n.started).Seconds(),
+		},
+		Hub:    n.hubStatus(),
+		Policy: PolicyStatus{Version: version, Denied: n.policy.Counters()},
+		Peers:  make([]PeerStatus, 0, len(peers)),
+	}
+	if c.Virtual6.IsValid() {
+		st.Node.Virtual6 = c.Virtual6.String()
+	}
+	for _, p := range peers {
+		ps := PeerStatus{
+			ID: p.Info.ID.String(), Name: p.Info.Name, Virtual4: p.Info.Virtual4.String(), Tags: p.Info.Tags,
+			Online: p.Online, State: p.State, Cipher: p.Cipher,
+			Path:      PathStatus{Type: p.PathType, RTT: float64(p.RTT.Microseconds()) / 1000, Reason: p.Reason, Since: p.Since},
+			TxPackets: p.Counters.TxPackets, TxBytes: p.Counters.TxBytes, TxDropped: p.Counters.TxDropped,
+			RxPackets: p.Counters.RxPackets, RxBytes: p.Counters.RxBytes,
+		}
+		if p.Info.Virtual6.IsValid() {
+			ps.Virtual6 = p.Info.Virtual6.String()
+		}
+		if p.Remote.IsValid() {
+			ps.Path.Remote = p.Remote.String()
+		}
+		st.Peers = append(st.Peers, ps)
+	}
+	d := n.plane.Stats()
+	st.Counters = Counters{TxDropped: d.TxDropped, RxDropped: d.RxDropped, WireTxBytes: d.WireTx, WireRxBytes: d.WireRx}
+	for l, dst := range [packet.NumLanes]*LaneStatus{&st.Lanes.Critical, &st.Lanes.Telemetry, &st.Lanes.Bulk} {
+		*dst = laneStatus(&d.Lanes[l])
+		st.Counters.TxPackets += dst.TxPackets
+		st.Counters.TxBytes += dst.TxBytes
+		st.Counters.RxPackets += dst.RxPackets
+		st.Counters.RxBytes += dst.RxBytes
+	}
+	return st, nil
+}
+
+func laneStatus(l *dataplane.Lane) LaneStatus {
+	return LaneStatus{
+		TxPackets: l.TxPackets, TxBytes: l.TxBytes, RxPackets: l.RxPackets, RxBytes: l.RxBytes,
+		Queued: l.Queue.Depth, Dropped: l.Queue.Overflow,
+	}
+}
+
+func (n *Node) hubStatus() HubStatus {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.hub
+}
