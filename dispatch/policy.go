@@ -2,8 +2,8 @@
 
 package dispatch
 
+import "github.com/bauxite-mesh/bauxite/conduit/policy"
+
 // initialPolicy is the policy of a new mesh: default deny, with one rule that lets
 // all enrolled nodes ping and talk to each other.
-func initialPolicy() []byte {
-	return []byte(`{"rules":[{"allow":{"from":["*"],"to":["*"]}}]}`)
-}
+func initialPolicy() []byte { return policy.Default().Marshal() }
