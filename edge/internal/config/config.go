@@ -44,9 +44,9 @@ type Config struct {
 	Hub       Hub       `toml:"hub" comment:"The hub that this node belongs to."`
 	Node      Node      `toml:"node" comment:"What the hub says of this node. The certificate says the same, and counts."`
 	PSK       PSK       `toml:"psk" comment:"The secret that all nodes of the mesh share."`
-	Tun       Tun       `toml:"tun"`
-	Transport Transport `toml:"transport"`
-	Log       Log       `toml:"log"`
+	Tun       Tun       `toml:"tun" comment:"name = \"bauxite0\"; \"none\" for no interface\nmtu = 1350"`
+	Transport Transport `toml:"transport" comment:"port = 0, which means any\ncipher = \"chacha20poly1305\", or \"aes256gcm\", or \"auto\"\nstun_servers = [...], \"host:port\" each; the hub's and then a public one"`
+	Log       Log       `toml:"log" comment:"format = \"console\" on a terminal, else \"json\"\nlevel = \"info\", or \"debug\", \"warn\", \"error\""`
 }
 
 // Hub says where the hub is.
@@ -77,7 +77,7 @@ type PSK struct {
 // Tun describes the mesh's network interface.
 type Tun struct {
 	// Name; empty means tun.DefaultName, "none" means no interface.
-	Name string `toml:"name,omitempty" comment:"name = \"bauxite0\"   # \"none\": no interface\nmtu = 1350"`
+	Name string `toml:"name,omitempty"`
 	// MTU in bytes; 0 means tun.DefaultMTU.
 	MTU int `toml:"mtu,omitempty"`
 }
@@ -85,7 +85,7 @@ type Tun struct {
 // Transport describes the UDP side.
 type Transport struct {
 	// Port is the local UDP port; 0 means any.
-	Port int `toml:"port,omitempty" comment:"port = 0             # any\ncipher = \"auto\"      # AES where both ends have it in hardware; or chacha20poly1305, aes256gcm\nstun_servers = []    # none; without this line: the hub's, then stun.l.google.com:19302"`
+	Port int `toml:"port,omitempty"`
 	// STUNServers are "host:port"; absent means the hub's host on port 3478, then
 	// PublicSTUN. An empty list means none.
 	STUNServers []string `toml:"stun_servers,omitempty"`
@@ -97,7 +97,7 @@ type Transport struct {
 // Log describes what `bauxite run` writes to stderr.
 type Log struct {
 	// Format is console or json; empty means console on a terminal, else json.
-	Format string `toml:"format,omitempty" comment:"format = \"console\"   # or json; without this line: console on a terminal, else json\nlevel = \"info\"       # or debug, warn, error"`
+	Format string `toml:"format,omitempty"`
 	// Level is debug, info, warn or error; empty means info.
 	Level string `toml:"level,omitempty"`
 }

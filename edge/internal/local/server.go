@@ -310,13 +310,24 @@ func (s *Server) outcome(ctx context.Context, id identity.PeerID, err error, sen
 		if errors.Is(err, context.DeadlineExceeded) {
 			m.Detail = fmt.Sprintf("no path after %v", connectTime)
 		}
-		if p != nil && p.Path.Reason != "" && !strings.Contains(m.GetDetail(), p.Path.Reason) {
-			m.Detail += ": " + p.Path.Reason
+		if p != nil && p.Path.Reason != "" {
+			m.Detail = combine(m.GetDetail(), p.Path.Reason)
 		}
 	case p != nil:
 		m.Detail, m.PathType, m.Remote, m.RttMs = p.Name+" ("+p.VirtualIP+")", p.Path.Type, p.Path.Remote, p.Path.RTTMS
 	}
 	return send(m)
+}
+
+// combine says what and why once each, where one holds the other already.
+func combine(what, why string) string {
+	switch {
+	case strings.Contains(what, why):
+		return what
+	case strings.Contains(why, what):
+		return why
+	}
+	return what + ": " + why
 }
 
 func (s *Server) status(ctx context.Context) (*Status, error) {

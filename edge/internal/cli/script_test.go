@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
+
+	"github.com/bauxite-mesh/bauxite/conduit"
+	"github.com/bauxite-mesh/bauxite/conduit/hub/hubtest"
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/edge/internal/daemon"
+	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
+)
+
+type leakChecked struct{ *testing.M }
+
+func (m leakChecked) Run() int {
+	code := m.M.Run()
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+func TestMain(m *testing.M) {
+	testscript.Main(leakChecked{m}, map[string]func(){"bauxite": func() {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		app := &App{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+		if os.Getenv("FAKE_NODE") != "" {
+			app.Deps.NewNode = func(c conduit.Config) (daemon.Node, error) { return &fakeNode{c}, nil }
+		}
+		os.Exit(app.Main(ctx, os.Args))
+	}})
+}
+
+// fakeNode has one peer that answers and one that does not.
+type fakeNode struct{ cfg conduit.Config }
+
+func (n *fakeNode) Start(context.Context) error { return nil }
+func (n *fakeNode) Close() error                { return n.cfg.Device.Close() }
+
+func (n *fakeNode) Connect(_ context.Context, id identity.PeerID, progress func(string)) error {
+	progress("handshake")
+	if id != (identity.PeerID{0x10}) {
+		return errors.New("no direct path")
+	}
+	progress("checking")
+	return nil
+}
+
+func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
+	c := n.cfg.Certificate
+	st := &conduit.Status{
+		Node: conduit.NodeStatus{
+			ID: c.ID.String(), Name: c.Name, Virtual4: c.Virtual4.String(), Virtual6: c.Virtual6.String(),
+			Device: n.cfg.Device.Name(), MTU: 1350, CertificateExpires: time.Now().Add(7*24*time.Hour - time.Minute), UptimeSeconds: 3700,
+		},
+		Hub: conduit.HubStatus{Error: "connection refused"},
+		Peers: []conduit.PeerStatus{
+			{
+				ID: identity.PeerID{0x20}.String(), Name: "arm", Virtual4: "10.66.0.9", State: "idle",
+				Path: conduit.PathStatus{Type: "none", Reason: "no direct path: both behind symmetric NAT"},
+			},
+			{
+				ID: identity.PeerID{0x10}.String(), Name: "base", Virtual4: "10.66.0.8", State: "connected", Cipher: "chacha20poly1305",
+				Path: conduit.PathStatus{Type: "direct", Remote: "198.51.100.7:41641", RTT: 12.4},
+			},
+		},
+		Counters: conduit.Counters{TxPackets: 1234567, TxBytes: 104857600, TxDropped: map[string]uint64{"no_path": 3}, RxPackets: 4, RxBytes: 512},
+	}
+	st.Lanes.Bulk.TxPackets, st.Lanes.Bulk.TxBytes = 1234567, 104857600
+	return st, nil
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireUniqueNames:  true,
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			h := hubtest.New(t)
+			other := hubtest.New(t)
+			// A socket's path is limited, and the work directory is long.
+			dir, err := os.MkdirTemp("", "bx")
+			if err != nil {
+				return err
+			}
+			e.Defer(func() { _ = os.RemoveAll(dir) })
+			e.Values["hub"], e.Values["other"] = h, other
+			e.Setenv("HUB", h.URL)
+			e.Setenv("BAUXITE_HOME", filepath.Join(dir, "h"))
+			e.Setenv("NO_COLOR", "")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"code": cmdCode, "token": cmdToken, "waitfor": cmdWaitFor, "nopsk": cmdNoPSK,
+		},
+	})
+}
+
+// cmdCode runs a program that must end with a code: code N program args…
+func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	var ee *exec.ExitError
+	if errors.As(err, &ee) {
+		got = ee.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if want, _ := strconv.Atoi(args[0]); got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// cmdToken sets TOKEN: token [expired|unknown|wrongpin|foreign]
+func cmdToken(ts *testscript.TestScript, _ bool, args []string) {
+	h, other := ts.Value("hub").(*hubtest.Hub), ts.Value("other").(*hubtest.Hub)
+	tok := h.Token(1, time.Hour)
+	switch strings.Join(args, " ") {
+	case "expired":
+		tok = h.Token(1, -time.Second)
+	case "unknown":
+		tok.Secret = other.Token(1, time.Hour).Secret
+	case "wrongpin":
+		tok.Pin = other.Pin()
+	case "foreign":
+		tok.MeshID, tok.Pin = "elsewhere", other.Pin()
+	}
+	ts.Setenv("TOKEN", tok.String())
+	ts.Check(os.WriteFile(ts.MkAbs("token"), []byte(tok.String()+"\n"), 0o600))
+}
+
+func cmdNoPSK(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Value("hub").(*hubtest.Hub).Tamper(func(r *dispatchv1.ProvisionResponse) { r.Psk = nil })
+}
+
+// cmdWaitFor waits until the daemon listens.
+func cmdWaitFor(ts *testscript.TestScript, _ bool, args []string) {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if c, err := net.Dial("unix", args[0]); err == nil {
+			_ = c.Close()
+			return
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	ts.Fatalf("nobody listens on %s", args[0])
+}

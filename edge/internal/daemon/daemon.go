@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemon is `bauxite run`: it puts the parts together, starts them in
+// order and stops them in the reverse one.
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit"
+	"github.com/bauxite-mesh/bauxite/conduit/hub"
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/tun"
+	"github.com/bauxite-mesh/bauxite/edge/internal/config"
+	"github.com/bauxite-mesh/bauxite/edge/internal/home"
+	"github.com/bauxite-mesh/bauxite/edge/internal/local"
+	"github.com/bauxite-mesh/bauxite/edge/internal/logging"
+)
+
+// stopTime is how long an orderly stop may take; after it the process goes
+// without, because a supervisor waits and the kernel tidies up.
+const stopTime = 3 * time.Second
+
+var (
+	// ErrTun tells that the mesh's network interface cannot be made.
+	ErrTun = errors.New("cannot make the network interface")
+)
+
+// Config is what `bauxite run` was told. Empty values leave config.toml's.
+type Config struct {
+	Home      string
+	Tun       string // interface name; "none" means no interface
+	Port      int    // UDP port; negative leaves config.toml's
+	LogFormat string
+	LogLevel  string
+	Version   string
+	// Log is where the log goes, and Terminal whether people read it there.
+	Log      io.Writer
+	Terminal bool
+	Colour   bool
+}
+
+// Node is the data plane; *conduit.Node is one.
+type Node interface {
+	Start(ctx context.Context) error
+	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
+	Status(ctx context.Context) (*conduit.Status, error)
+	Close() error
+}
+
+// Deps are the parts that tests replace; zero means the real ones.
+type Deps struct {
+	OpenTun func(tun.Config) (tun.Device, error)
+	NewNode func(conduit.Config) (Node, error)
+}
+
+func (d Deps) withDefaults() Deps {
+	if d.OpenTun == nil {
+		d.OpenTun = tun.Open
+	}
+	if d.NewNode == nil {
+		d.NewNode = func(c conduit.Config) (Node, error) { return conduit.New(c) }
+	}
+	return d
+}
+
+// Run is `bauxite run`. It returns nil after ctx ended.
+func Run(ctx context.Context, cfg Config, deps Deps) error {
+	lock, err := home.TakeLock(cfg.Home)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s does not exist", home.ErrNotJoined, cfg.Home)
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	id, err := home.Load(cfg.Home, time.Now())
+	if err != nil {
+		return err
+	}
+	override(id.Config, cfg)
+	if err := id.Config.Validate(); err != nil {
+		return err
+	}
+	log, err := logger(id.Config.Log, cfg)
+	if err != nil {
+		return err
+	}
+	d := &daemon{cfg: cfg, id: id, log: log}
+	if err := d.start(ctx, deps.withDefaults()); err != nil {
+		_ = d.stop()
+		return err
+	}
+	defer notify("STOPPING=1")
+	notify("READY=1")
+	log.Info("node is up", "name", id.Config.Node.Name, "id", id.Certificate.ID.Short(),
+		"virtual_ip", id.Certificate.Virtual4.String(), "tun", d.dev.Name(), "home", cfg.Home)
+	stopWatchdog := watchdog()
+	<-ctx.Done()
+	stopWatchdog()
+	log.Info("stopping")
+	return d.stop()
+}
+
+func override(c *config.Config, cfg Config) {
+	if cfg.Tun != "" {
+		c.Tun.Name = cfg.Tun
+	}
+	if cfg.Port >= 0 {
+		c.Transport.Port = cfg.Port
+	}
+}
+
+func logger(c config.Log, cfg Config) (*slog.Logger, error) {
+	first := func(s ...string) string {
+		for _, v := range s {
+			if v != "" {
+				return v
+			}
+		}
+		return ""
+	}
+	format := "json"
+	if cfg.Terminal {
+		format = "console"
+	}
+	return logging.New(cfg.Log, first(cfg.LogFormat, c.Format, format), first(cfg.LogLevel, c.Level, "info"), cfg.Colour)
+}
+
+// daemon is what runs. start fills it in order and stop empties it.
+type daemon struct {
+	cfg Config
+	id  *home.Node
+	log *slog.Logger
+
+	dev    tun.Device
+	node   Node
+	server *local.Server
+}
+
+func (d *daemon) start(ctx context.Context, deps Deps) error {
+	c := d.id.Config
+	link, err := hub.New(hub.Config{
+		URL: c.Hub.URL, Roots: d.id.Roots,
+		Certificate: func() (*tls.Certificate, error) { return d.id.TLS(), nil },
+		Logger:      d.log.With("part", "hub"),
+	})
+	if err != nil {
+		return err
+	}
+	cert := d.id.Certificate
+	if name := c.TunName(); name == "" {
+		d.dev = newIdle(c.TunMTU())
+	} else {
+		addrs := []netip.Prefix{netip.PrefixFrom(cert.Virtual4, 32)}
+		if cert.Virtual6.IsValid() {
+			addrs = append(addrs, netip.PrefixFrom(cert.Virtual6, 128))
+		}
+		d.dev, err = deps.OpenTun(tun.Config{Name: name, MTU: c.TunMTU(), Addrs: addrs, Routes: c.Node.MeshCIDRs})
+		if err != nil {
+			return fmt.Errorf("%w %s: %w", ErrTun, name, err)
+		}
+	}
+	d.node, err = deps.NewNode(conduit.Config{
+		Keys: d.id.Keys, Certificate: cert, Roots: d.id.Roots,
+		PSK: d.id.PSK, PSKEpoch: c.PSK.Epoch, Cipher: c.Transport.Cipher,
+		Hub: link, Device: d.dev, Port: c.Transport.Port, STUNServers: c.STUN(),
+		MeshPrefixes: c.Node.MeshCIDRs, Logger: d.log.With("part", "conduit"),
+	})
+	if err != nil {
+		return err
+	}
+	// The node lives until stop, which closes it in order; ctx only ends the wait.
+	if err := d.node.Start(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	d.server, err = local.Serve(filepath.Join(d.cfg.Home, home.SocketFile), d, d.log.With("part", "local"))
+	return err
+}
+
+// stop closes in the order in which nothing new comes in: callers, node, device.
+func (d *daemon) stop() error {
+	done := make(chan error, 1)
+	go func() {
+		var errs []error
+		if d.server != nil {
+			errs = append(errs, d.server.Close())
+		}
+		if d.node != nil {
+			errs = append(errs, d.node.Close())
+		}
+		if d.dev != nil {
+			errs = append(errs, d.dev.Close())
+		}
+		done <- errors.Join(errs...)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(stopTime):
+		return fmt.Errorf("stop: not done after %v", stopTime)
+	}
+}
+
+// Connect implements local.Backend.
+func (d *daemon) Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error {
+	return d.node.Connect(ctx, id, progress)
+}
+
+// StatusJSON implements local.Backend: the node's own document, and what only the
+// daemon knows.
+func (d *daemon) StatusJSON(ctx context.Context) ([]byte, error) {
+	st, err := d.node.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	doc := struct {
+		*conduit.Status
+		Node nodeStatus `json:"node"`
+		Hub  hubStatus  `json:"hub"`
+	}{st, nodeStatus{st.Node, d.id.Config.Node.MeshID, d.cfg.Version}, hubStatus{st.Hub, d.id.Config.Hub.URL}}
+	return json.Marshal(doc)
+}
+
+type nodeStatus struct {
+	conduit.NodeStatus
+	MeshID  string `json:"mesh_id"`
+	Version string `json:"version"`
+}
+
+type hubStatus struct {
+	conduit.HubStatus
+	URL string `json:"url"`
+}
