@@ -93,7 +93,7 @@ func (c *Connector) connect(ctx context.Context, st *state) (up time.Duration, e
 		wg.Go(func() { fail(f(ctx)) })
 	}
 	wg.Wait()
-	if err = context.Cause(ctx); errors.Is(err, errResync) || errors.Is(err, errOrder) {
+	if err = plain(context.Cause(ctx)); errors.Is(err, errResync) || errors.Is(err, errOrder) {
 		st.epoch, st.rv = 0, 0
 	}
 	if now := time.Now(); now.After(own.NotAfter) {
@@ -105,6 +105,16 @@ func (c *Connector) connect(ctx context.Context, st *state) (up time.Duration, e
 		up = time.Since(s.upSince)
 	}
 	return up, err
+}
+
+// plain drops the RPC code that connect puts before what happened on our side of
+// the wire: it says nothing to a person.
+func plain(err error) error {
+	var ce *connect.Error
+	if errors.As(err, &ce) && !connect.IsWireError(err) && ce.Unwrap() != nil {
+		return ce.Unwrap()
+	}
+	return err
 }
 
 func (s *session) isUp() bool {

@@ -58,6 +58,10 @@ func (a *App) connect(c *cli.Context) error {
 	case last.GetState() != local.StateConnected:
 		return fmt.Errorf("%w to %s: bauxite run ended meanwhile", errNoPath, c.Args().First())
 	}
-	_, err = fmt.Fprintf(a.Stdout, "%s: %s %s, rtt %s\n", last.GetDetail(), last.GetPathType(), last.GetRemote(), rtt(last.GetRttMs()))
+	answer := fmt.Sprintf("%s: %s %s", last.GetDetail(), last.GetPathType(), last.GetRemote())
+	if ms := last.GetRttMs(); ms > 0 { // a path that has just come up is not measured yet
+		answer += ", rtt " + rtt(ms)
+	}
+	_, err = fmt.Fprintln(a.Stdout, answer)
 	return err
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/hub"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/tun"
 	"github.com/bauxite-mesh/bauxite/edge/internal/config"
 	"github.com/bauxite-mesh/bauxite/edge/internal/daemon"
 	"github.com/bauxite-mesh/bauxite/edge/internal/home"
@@ -55,6 +56,7 @@ var exits = []exit{
 	{31, []error{home.ErrInUse}, "the home directory is in use by another process", "stop the running bauxite first, or choose another place with --home"},
 	{32, []error{config.ErrConfig}, "config.toml is wrong", "mend config.toml at the place that is named"},
 	{33, []error{home.ErrIdentity, home.ErrPSK, identity.ErrExposed, home.ErrExpired}, "the identity is unusable: keys, certificates, permissions", "mend what is named, or join again with --force"},
+	{34, []error{tun.ErrBusy}, "run: the network interface cannot be made", "another program has that interface: choose another name with --tun NAME"},
 	{34, []error{daemon.ErrTun}, "run: the network interface cannot be made", "run as root or with CAP_NET_ADMIN, or without an interface: bauxite run --tun none"},
 	{35, []error{local.ErrNotRunning}, "bauxite run is not running", "start it: bauxite run"},
 	{36, []error{local.ErrDenied}, "the socket of bauxite run refuses this user", "run as the user who started bauxite, or as root"},

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -56,10 +57,8 @@ func choice(c *cli.Context, flag string, allowed []string) error {
 	if have == "" {
 		return nil
 	}
-	for _, v := range allowed {
-		if v == have {
-			return nil
-		}
+	if slices.Contains(allowed, have) {
+		return nil
 	}
 	return usagef("--%s is %q, want one of %q", flag, have, allowed)
 }

@@ -98,11 +98,7 @@ func TestScripts(t *testing.T) {
 			h := hubtest.New(t)
 			other := hubtest.New(t)
 			// A socket's path is limited, and the work directory is long.
-			dir, err := os.MkdirTemp("", "bx")
-			if err != nil {
-				return err
-			}
-			e.Defer(func() { _ = os.RemoveAll(dir) })
+			dir := t.TempDir()
 			e.Values["hub"], e.Values["other"] = h, other
 			e.Setenv("HUB", h.URL)
 			e.Setenv("BAUXITE_HOME", filepath.Join(dir, "h"))
@@ -119,8 +115,7 @@ func TestScripts(t *testing.T) {
 func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
 	err := ts.Exec(args[1], args[2:]...)
 	got := 0
-	var ee *exec.ExitError
-	if errors.As(err, &ee) {
+	if ee, ok := errors.AsType[*exec.ExitError](err); ok {
 		got = ee.ExitCode()
 	} else if err != nil {
 		ts.Fatalf("%v", err)

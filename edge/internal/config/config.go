@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -244,10 +245,8 @@ func oneOf(key, have string, want ...string) error {
 	if have == "" {
 		return nil
 	}
-	for _, w := range want {
-		if have == w {
-			return nil
-		}
+	if slices.Contains(want, have) {
+		return nil
 	}
 	return fmt.Errorf("%w: %s: %q is not one of %s", ErrConfig, key, have, strings.Join(want, ", "))
 }

@@ -25,8 +25,7 @@ func explain(err error) string {
 		}
 		return s
 	}
-	var de *toml.DecodeError
-	if errors.As(err, &de) {
+	if de, ok := errors.AsType[*toml.DecodeError](err); ok {
 		line, col := de.Position()
 		what := strings.TrimPrefix(de.Error(), "toml: ")
 		if key := strings.Join(de.Key(), "."); key != "" {
@@ -50,8 +49,7 @@ func nearest(key string) string {
 
 func keys(t reflect.Type, prefix string) []string {
 	var out []string
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
 		if prefix == "" {
 			out = append(out, name)

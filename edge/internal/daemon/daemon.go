@@ -31,10 +31,8 @@ import (
 // without, because a supervisor waits and the kernel tidies up.
 const stopTime = 3 * time.Second
 
-var (
-	// ErrTun tells that the mesh's network interface cannot be made.
-	ErrTun = errors.New("cannot make the network interface")
-)
+// ErrTun tells that the mesh's network interface cannot be made.
+var ErrTun = errors.New("cannot make the network interface")
 
 // Config is what `bauxite run` was told. Empty values leave config.toml's.
 type Config struct {
@@ -224,11 +222,12 @@ func (d *daemon) StatusJSON(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The outer fields hide those of the same name in Status.
 	doc := struct {
-		*conduit.Status
 		Node nodeStatus `json:"node"`
 		Hub  hubStatus  `json:"hub"`
-	}{st, nodeStatus{st.Node, d.id.Config.Node.MeshID, d.cfg.Version}, hubStatus{st.Hub, d.id.Config.Hub.URL}}
+		*conduit.Status
+	}{nodeStatus{st.Node, d.id.Config.Node.MeshID, d.cfg.Version}, hubStatus{st.Hub, d.id.Config.Hub.URL}, st}
 	return json.Marshal(doc)
 }
 

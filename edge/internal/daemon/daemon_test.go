@@ -57,11 +57,7 @@ func (c closer) Close() error { c.events <- "close device"; return c.idle.Close(
 // joined returns a short home with an identity in it.
 func joined(t *testing.T, h *hubtest.Hub) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "bx")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := t.TempDir()
 	if _, err := join.Run(t.Context(), join.Config{Token: h.Token(1, time.Hour).String(), HubURL: h.URL, Home: dir, Name: "n1"}); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 )
@@ -145,8 +146,8 @@ func (s *Staging) Close(keep bool) error {
 // unmake releases the lock and removes the directories that Stage made, where
 // they are empty.
 func (s *Staging) unmake() {
-	for i := len(s.made) - 1; i >= 0; i-- {
-		if os.Remove(s.made[i]) != nil {
+	for _, d := range slices.Backward(s.made) {
+		if os.Remove(d) != nil {
 			break
 		}
 	}
@@ -247,8 +248,8 @@ func mkdir(dir string) (made []string, err error) {
 		made = append([]string{d}, made...)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		for i := len(made) - 1; i >= 0; i-- {
-			_ = os.Remove(made[i])
+		for _, d := range slices.Backward(made) {
+			_ = os.Remove(d)
 		}
 		return nil, err
 	}

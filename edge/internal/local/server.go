@@ -121,7 +121,8 @@ func clearStale(path string) error {
 	if fi.Mode()&fs.ModeSocket == 0 {
 		return fmt.Errorf("listen on %s: a file that is no socket is in the way", path)
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	d := net.Dialer{Timeout: time.Second}
+	if c, err := d.DialContext(context.Background(), "unix", path); err == nil {
 		_ = c.Close()
 		return fmt.Errorf("listen on %s: somebody listens there already", path)
 	}
@@ -191,7 +192,7 @@ func (s *Server) greet(c *net.UnixConn) {
 // "error: <why>\n".
 func (s *Server) line(c net.Conn, r *bufio.Reader) {
 	text, err := r.ReadString('\n')
-	if err != nil && !(errors.Is(err, io.EOF) && text != "") {
+	if err != nil && (!errors.Is(err, io.EOF) || text == "") {
 		return
 	}
 	_ = c.SetReadDeadline(time.Time{})
@@ -282,8 +283,7 @@ func (s *Server) dial(ctx context.Context, what string, send func(*edgev1.Connec
 		case state := <-states:
 			if err := tell(state); err != nil {
 				cancel()
-				<-done
-				return err
+				return errors.Join(err, <-done)
 			}
 		case err = <-done:
 			for len(states) > 0 {
