@@ -26,7 +26,7 @@ type NodeStatus struct {
 	ID       string `json:"id"`
 	Name     string `json:"name"`
 	Virtual4 string `json:"virtual_ip"`
-	Virtual6 string `json:"virtual_ip6,omitempty"`
+	Virtual6 string `json:"virtual_ip6"`
 	Device   string `json:"device"`
 	MTU      int    `json:"mtu"`
 	// Port is the UDP port of all traffic.
@@ -57,14 +57,14 @@ type PeerStatus struct {
 	ID       string   `json:"id"`
 	Name     string   `json:"name"`
 	Virtual4 string   `json:"virtual_ip"`
-	Virtual6 string   `json:"virtual_ip6,omitempty"`
+	Virtual6 string   `json:"virtual_ip6"`
 	Tags     []string `json:"tags,omitempty"`
 	// Online is what the hub last said.
 	Online bool `json:"online"`
 	// State is idle, handshake, checking, connected or silent.
 	State  string     `json:"state"`
 	Path   PathStatus `json:"path"`
-	Cipher string     `json:"cipher,omitempty"`
+	Cipher string     `json:"cipher"`
 	// Counters count inner packets and bytes.
 	TxPackets uint64 `json:"tx_packets"`
 	TxBytes   uint64 `json:"tx_bytes"`
@@ -77,8 +77,8 @@ type PeerStatus struct {
 type PathStatus struct {
 	// Type is none, direct, relay or hub.
 	Type   string  `json:"type"`
-	Remote string  `json:"remote,omitempty"`
-	RTT    float64 `json:"rtt_ms,omitempty"`
+	Remote string  `json:"remote"`
+	RTT    float64 `json:"rtt_ms"`
 	// Since is when the path was first usable.
 	Since time.Time `json:"since,omitzero"`
 	// Reason says why there is no path.
