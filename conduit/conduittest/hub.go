@@ -25,9 +25,18 @@ type Hub struct {
 	document []byte
 	version  uint64
 	instance uint64
-	// Tap, where set, sees each body and returns what is delivered instead; nil
-	// drops it. Set it before the nodes start.
-	Tap func(from, to identity.PeerID, body []byte) []byte
+	tap      Tap
+}
+
+// Tap sees each signalling body and returns what is delivered instead; nil drops
+// it. It may change body and must not call the hub.
+type Tap func(from, to identity.PeerID, body []byte) []byte
+
+// SetTap installs a tap; nil removes it.
+func (h *Hub) SetTap(tap Tap) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.tap = tap
 }
 
 // NewHub returns a hub with the default policy and no peers.
@@ -179,13 +188,13 @@ func (c *connector) Run(ctx context.Context, ev conduit.HubEvents) error {
 // Signal implements conduit.HubConnector.
 func (c *connector) Signal(to identity.PeerID, body []byte) error {
 	body = bytes.Clone(body)
-	if c.h.Tap != nil {
-		if body = c.h.Tap(c.id, to, body); body == nil {
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	if c.h.tap != nil {
+		if body = c.h.tap(c.id, to, body); body == nil {
 			return nil
 		}
 	}
-	c.h.mu.Lock()
-	defer c.h.mu.Unlock()
 	if c.h.down {
 		return ErrHubDown
 	}
