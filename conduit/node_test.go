@@ -107,12 +107,12 @@ func TestIPv6AndDrops(t *testing.T) {
 			break
 		}
 	}
-	before := status(t, m.Node(0)).Counters.TxDropped // packets before the topology came
+	before := status(t, m.Node(0)).Counters.TxDroppedBy                                     // packets before the topology came
 	send(conduittest.UDP(netip.MustParseAddr("10.66.9.9"), conduittest.Addr(1), 1, 2, nil)) // not our address
 	send(conduittest.UDP(conduittest.Addr(0), netip.MustParseAddr("10.66.9.9"), 1, 2, nil)) // nobody's
 	send([]byte("not a packet"))
 	eventually(t, "all drops counted", func() bool {
-		d := status(t, m.Node(0)).Counters.TxDropped
+		d := status(t, m.Node(0)).Counters.TxDroppedBy
 		return d["source"] == before["source"]+1 && d["no_route"] == before["no_route"]+1 && d["malformed"] == before["malformed"]+1
 	})
 }
@@ -191,7 +191,7 @@ func TestPolicy(t *testing.T) {
 	}
 	eventually(t, "denied and counted", func() bool {
 		st := status(t, m.Node(0))
-		return st.Counters.TxDropped["policy"] == 1 && st.Policy.Denied[policy.NoRule] == 1
+		return st.Counters.TxDroppedBy["policy"] == 1 && st.Policy.Denied[policy.NoRule] == 1
 	})
 	m.Hub.Remove(m.Node(1).ID())
 	eventually(t, "peer gone", func() bool { return len(status(t, m.Node(0)).Peers) == 0 })

@@ -87,12 +87,15 @@ type PathStatus struct {
 
 // Counters count inner packets and bytes of all lanes, and drops by reason.
 type Counters struct {
-	TxPackets uint64            `json:"tx_packets"`
-	TxBytes   uint64            `json:"tx_bytes"`
-	TxDropped map[string]uint64 `json:"tx_dropped"`
-	RxPackets uint64            `json:"rx_packets"`
-	RxBytes   uint64            `json:"rx_bytes"`
-	RxDropped map[string]uint64 `json:"rx_dropped"`
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	// TxDropped and RxDropped are the sums of what stands by reason.
+	TxDropped   uint64            `json:"tx_dropped"`
+	TxDroppedBy map[string]uint64 `json:"tx_dropped_by_reason"`
+	RxPackets   uint64            `json:"rx_packets"`
+	RxBytes     uint64            `json:"rx_bytes"`
+	RxDropped   uint64            `json:"rx_dropped"`
+	RxDroppedBy map[string]uint64 `json:"rx_dropped_by_reason"`
 	// WireTxBytes and WireRxBytes are UDP payload bytes, STUN included.
 	WireTxBytes uint64 `json:"wire_tx_bytes"`
 	WireRxBytes uint64 `json:"wire_rx_bytes"`
@@ -153,7 +156,10 @@ func (n *Node) Status(ctx context.Context) (*Status, error) {
 		st.Peers = append(st.Peers, ps)
 	}
 	d := n.plane.Stats()
-	st.Counters = Counters{TxDropped: d.TxDropped, RxDropped: d.RxDropped, WireTxBytes: d.WireTx, WireRxBytes: d.WireRx}
+	st.Counters = Counters{
+		TxDropped: sum(d.TxDropped), TxDroppedBy: d.TxDropped, RxDropped: sum(d.RxDropped), RxDroppedBy: d.RxDropped,
+		WireTxBytes: d.WireTx, WireRxBytes: d.WireRx,
+	}
 	for l, dst := range [packet.NumLanes]*LaneStatus{&st.Lanes.Critical, &st.Lanes.Telemetry, &st.Lanes.Bulk} {
 		*dst = laneStatus(&d.Lanes[l])
 		st.Counters.TxPackets += dst.TxPackets
@@ -169,6 +175,13 @@ func laneStatus(l *dataplane.Lane) LaneStatus {
 		TxPackets: l.TxPackets, TxBytes: l.TxBytes, RxPackets: l.RxPackets, RxBytes: l.RxBytes,
 		Queued: l.Queue.Depth, Dropped: l.Queue.Overflow,
 	}
+}
+
+func sum(by map[string]uint64) (total uint64) {
+	for _, n := range by {
+		total += n
+	}
+	return total
 }
 
 func (n *Node) hubStatus() HubStatus {

@@ -83,7 +83,7 @@ func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 				Path: conduit.PathStatus{Type: "direct", Remote: "198.51.100.7:41641", RTT: 12.4},
 			},
 		},
-		Counters: conduit.Counters{TxPackets: 1234567, TxBytes: 104857600, TxDropped: map[string]uint64{"no_path": 3}, RxPackets: 4, RxBytes: 512},
+		Counters: conduit.Counters{TxPackets: 1234567, TxBytes: 104857600, TxDropped: 3, TxDroppedBy: map[string]uint64{"no_path": 3}, RxPackets: 4, RxBytes: 512},
 	}
 	st.Lanes.Bulk.TxPackets, st.Lanes.Bulk.TxBytes = 1234567, 104857600
 	return st, nil

@@ -189,16 +189,12 @@ func (a *App) writeLanes(b *strings.Builder, st *local.Status) {
 		rows = append(rows, []string{name, count(l.TxPackets), size(l.TxBytes), count(l.Dropped), count(l.RxPackets), size(l.RxBytes)})
 	}
 	c := st.Counters
-	var dropped uint64
-	for _, n := range c.TxDropped {
-		dropped += n
-	}
-	rows = append(rows, []string{"total", count(c.TxPackets), size(c.TxBytes), count(dropped), count(c.RxPackets), size(c.RxBytes)})
+	rows = append(rows, []string{"total", count(c.TxPackets), size(c.TxBytes), count(c.TxDropped), count(c.RxPackets), size(c.RxBytes)})
 	a.table(b, rows, nil)
 	for _, d := range []struct {
 		what string
 		by   map[string]uint64
-	}{{"dropped while sending:", c.TxDropped}, {"dropped while receiving:", c.RxDropped}} {
+	}{{"dropped while sending:", c.TxReasons}, {"dropped while receiving:", c.RxReasons}} {
 		var parts []string
 		for reason, n := range d.by {
 			if n > 0 {

@@ -72,10 +72,12 @@ type Path struct {
 type Counters struct {
 	TxPackets uint64            `json:"tx_packets"`
 	TxBytes   uint64            `json:"tx_bytes"`
-	TxDropped map[string]uint64 `json:"tx_dropped"` // by reason
+	TxDropped uint64            `json:"tx_dropped"`
+	TxReasons map[string]uint64 `json:"tx_dropped_by_reason"`
 	RxPackets uint64            `json:"rx_packets"`
 	RxBytes   uint64            `json:"rx_bytes"`
-	RxDropped map[string]uint64 `json:"rx_dropped"`
+	RxDropped uint64            `json:"rx_dropped"`
+	RxReasons map[string]uint64 `json:"rx_dropped_by_reason"`
 }
 
 // Lane is the traffic of one lane.
