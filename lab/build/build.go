@@ -142,10 +142,13 @@ func buildOne(ctx context.Context, module, name, dir string, progress func(strin
 	if err != nil {
 		return fmt.Errorf("build %s: %w", name, err)
 	}
-	lines := bufio.NewScanner(io.TeeReader(out, &said))
+	lines := bufio.NewScanner(out)
 	for lines.Scan() {
-		if progress != nil && !strings.ContainsAny(lines.Text(), " :") {
-			progress(lines.Text())
+		switch text := lines.Text(); {
+		case strings.ContainsAny(text, " :"):
+			said.WriteString(text + "\n")
+		case progress != nil: // the name of a package
+			progress(text)
 		}
 	}
 	_, _ = io.Copy(io.Discard, out) // whatever a very long line left

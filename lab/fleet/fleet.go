@@ -176,7 +176,7 @@ func (n *Node) WaitStatus(ctx context.Context, what string, ok func(Status) bool
 			return last, fmt.Errorf("wait for %s on %s: bauxite run ended (%w):\n%s",
 				what, n.Name, errors.Join(n.Proc.Wait(ctx)), n.Proc.Tail(15))
 		case <-ctx.Done():
-			if lastErr == nil {
+			if lastErr == nil || last.Raw != nil { // the last command died of ctx
 				lastErr = context.Cause(ctx)
 			}
 			return last, fmt.Errorf("wait for %s on %s: %w; last status: %s", what, n.Name, lastErr, last.Raw)

@@ -199,10 +199,15 @@ func setNAT(kind NATKind, outside, inside string, exposed netip.Addr) error {
 		base{
 			name: "input", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,
 			prio: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept,
-			rules: []rule{join(iifname(outside), ctState(ctNew), rule{
-				// Neighbour discovery must pass; ICMPv6 has no ports to occupy.
-				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
-			}, drop())},
+			rules: []rule{
+				join(iifname(outside), ctState(ctNew), rule{
+					// Neighbour discovery must pass; ICMPv6 has no ports to occupy.
+					&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+					&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+				}, drop()),
+				// No hairpinning, and silence about it: two hosts behind one box also try
+				// each other's outside address.
+				join(iifname(inside), udpPortAtLeast(firstFreePort), ctState(ctNew), drop()),
+			},
 		})
 }
