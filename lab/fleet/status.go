@@ -31,7 +31,8 @@ type Status struct {
 	Counters struct {
 		TxPackets uint64          `json:"tx_packets"`
 		TxBytes   uint64          `json:"tx_bytes"`
-		TxDropped json.RawMessage `json:"tx_dropped"` // by reason
+		TxDropped json.RawMessage `json:"tx_dropped"`
+		DroppedBy json.RawMessage `json:"tx_dropped_by_reason"`
 	} `json:"counters"`
 	Lanes struct {
 		Critical  json.RawMessage `json:"critical"`

@@ -10,7 +10,7 @@ func TestParseStatus(t *testing.T) {
 		"hub": {"connected": true},
 		"peers": [{"id": "def", "name": "robot2", "virtual_ip": "10.66.0.2",
 			"path": {"type": "direct", "remote": "198.18.3.2:4711", "rtt_ms": 1.5}, "cipher": "chacha20-poly1305"}],
-		"counters": {"tx_packets": 3, "tx_bytes": 300, "tx_dropped": {"no_path": 1}},
+		"counters": {"tx_packets": 3, "tx_bytes": 300, "tx_dropped": 1, "tx_dropped_by_reason": {"no_path": 1}},
 		"lanes": {"critical": {}, "telemetry": {}, "bulk": {}}}`))
 	if err != nil {
 		t.Fatal(err)

@@ -75,6 +75,9 @@ func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
 	if !packet.Parse(b.Bytes(), &info) {
 		return d.drop(b, nil, TxMalformed)
 	}
+	if info.Dst.IsMulticast() { // the kernel sends some by itself, to learn of routers
+		return d.drop(b, nil, TxMulticast)
+	}
 	if _, ours := d.local[info.Src]; !ours {
 		return d.drop(b, nil, TxSource)
 	}

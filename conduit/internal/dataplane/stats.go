@@ -16,6 +16,7 @@ type TxReason uint8
 const (
 	TxMalformed    TxReason = iota // not an IP packet
 	TxTooBig                       // larger than a buffer
+	TxMulticast                    // multicast, which the mesh does not carry
 	TxNoRoute                      // no peer has the destination address
 	TxSource                       // source address is not ours
 	TxPolicy                       // policy denies it
@@ -43,7 +44,7 @@ const (
 )
 
 var (
-	txNames = [numTx]string{"malformed", "too_big", "no_route", "source", "policy", "no_session", "no_path", "lane_overflow", "send_error"}
+	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "no_path", "lane_overflow", "send_error"}
 	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "replay", "forged", "source", "policy", "device"}
 )
 

@@ -284,7 +284,7 @@ func (d *demo) summary(ctx context.Context) error {
 		{"round trip", fmt.Sprintf("%s median, %s worst of %d", ms(d.latency.P50), ms(d.latency.Max), d.latency.Got)},
 		{"throughput", fmt.Sprintf("%.0f Mbit/s (100 MB in %.1f s)", d.transfer.Mbit(), d.transfer.Duration.Seconds())},
 		{"sent", fmt.Sprintf("%d packets, %d bytes", s.Counters.TxPackets, s.Counters.TxBytes)},
-		{"dropped", counters(s.Counters.TxDropped)},
+		{"dropped", counters(s.Counters.DroppedBy)},
 		{"lane critical", counters(s.Lanes.Critical)},
 		{"lane telemetry", counters(s.Lanes.Telemetry)},
 		{"lane bulk", counters(s.Lanes.Bulk)},
