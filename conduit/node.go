@@ -179,6 +179,7 @@ func (n *Node) Close() error {
 	case stateClosed:
 		n.workers.Wait()
 		return nil
+	case stateRunning:
 	}
 	n.cancel()
 	n.workers.Wait() // the engine has queued its goodbyes

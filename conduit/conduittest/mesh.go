@@ -198,8 +198,7 @@ func (m *Mesh) Exchange(ctx context.Context, i, j int, payload []byte) error {
 	for {
 		if err := m.Send(inner, i, j, payload); err != nil {
 			cancel()
-			<-got
-			return err
+			return errors.Join(err, <-got)
 		}
 		select {
 		case err := <-got:

@@ -168,10 +168,10 @@ func (d *linuxDevice) Write(queue int, bufs [][]byte, offset int) (n int, err er
 func (q *queue) put(fd uintptr) bool {
 	for {
 		_, _, e := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(q.out))), uintptr(len(q.out)))
-		switch e {
-		case unix.EINTR:
+		if e == unix.EINTR {
 			continue
-		case unix.EAGAIN:
+		}
+		if e == unix.EAGAIN {
 			return false
 		}
 		q.outErr = e

@@ -94,6 +94,7 @@ func (r *reader) datagram(b []byte, m *transport.Message) {
 	case transport.KindUnknown:
 		r.drop(RxUnknown)
 		return
+	case transport.KindMesh:
 	}
 	if !r.hdr.Parse(b) {
 		r.drop(RxMalformed)

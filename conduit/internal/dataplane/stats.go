@@ -66,7 +66,7 @@ type stats struct {
 // Lane is the counters of one lane: inner packets and bytes.
 type Lane struct {
 	TxPackets, TxBytes, RxPackets, RxBytes uint64
-	Queue                                  lane.LaneStats
+	Queue                                  lane.Stats
 }
 
 // Stats is a snapshot of all counters.

@@ -346,11 +346,11 @@ func TestForgedResponse(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, ma, mb := fakePair(t)
 		a, b := newPeer(t, ma, true), newPeer(t, mb, false)
-		real := netip.MustParseAddrPort("192.0.2.2:4000")
+		genuine := netip.MustParseAddrPort("192.0.2.2:4000")
 		w.mu.Lock()
-		next := w.hosts[real]
-		w.hosts[real] = func(msg []byte, from netip.AddrPort) {
-			ma.Handle(0, stunAnswer(msg, from), real)                                   // no integrity
+		next := w.hosts[genuine]
+		w.hosts[genuine] = func(msg []byte, from netip.AddrPort) {
+			ma.Handle(0, stunAnswer(msg, from), genuine)                                // no integrity
 			ma.Handle(0, stunAnswer(msg, from), netip.MustParseAddrPort("192.0.2.3:1")) // from elsewhere
 			next(msg, from)
 		}

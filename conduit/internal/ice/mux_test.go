@@ -60,7 +60,8 @@ func TestHostAddrs(t *testing.T) {
 	}
 	m.interfaces = func() ([]ifaceAddr, error) { return addrs, nil }
 	want := []HostAddr{
-		{0, ap("10.0.0.2:1")}, {0, ap("10.9.0.2:1")},
+		{0, ap("10.0.0.2:1")},
+		{0, ap("10.9.0.2:1")},
 		{1, ap("[2001:db8::2]:2")},
 		{2, ap("192.0.2.7:3")},
 		{4, ap("10.9.0.2:5")},

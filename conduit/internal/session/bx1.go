@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -60,7 +61,7 @@ func (a *initiator) offer(b []byte, now time.Time) (*Established, []byte, error)
 	if err := m.Parse(b); err != nil {
 		return nil, nil, err
 	}
-	if !offered(a.cfg.Suites, m.Suite) {
+	if !slices.Contains(a.cfg.Suites, m.Suite) {
 		return nil, nil, refuse("suite was not offered")
 	}
 	eB, err := ecdh.X25519().NewPublicKey(m.X25519[:])
@@ -258,19 +259,10 @@ func (c *Config) checkChain(chain [][]byte, now time.Time) (*identity.Certificat
 	return cert, cert.Verify(c.Roots, now)
 }
 
-func offered(list []wire.Suite, s wire.Suite) bool {
-	for _, o := range list {
-		if o == s {
-			return true
-		}
-	}
-	return false
-}
-
 // choose takes the first suite of ours that the other side also has.
 func choose(ours, theirs []wire.Suite) (wire.Suite, bool) {
 	for _, s := range ours {
-		if offered(theirs, s) {
+		if slices.Contains(theirs, s) {
 			return s, true
 		}
 	}

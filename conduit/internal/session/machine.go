@@ -229,7 +229,7 @@ func (m *Machine) NextTick() time.Time {
 // Tick lets time pass: retries, and the end of what was not answered.
 func (m *Machine) Tick(now time.Time) {
 	for len(m.half) > 0 && now.Sub(m.half[0].started) >= attemptLife {
-		m.dropHalf(0)
+		m.dropHalf()
 	}
 	if !m.Connecting() {
 		return
@@ -297,7 +297,7 @@ func (m *Machine) Step(b []byte, now time.Time) error {
 			}
 			m.half = append(m.half[:i], m.half[i+1:]...)
 			for len(m.half) > 0 { // older attempts lost the race
-				m.dropHalf(0)
+				m.dropHalf()
 			}
 			m.established(e)
 			return nil
@@ -319,8 +319,9 @@ func (m *Machine) Step(b []byte, now time.Time) error {
 			return err
 		}
 		return refuse("candidates for no session")
+	default:
+		return refuse(fmt.Sprintf("message type %d", t))
 	}
-	return refuse(fmt.Sprintf("message type %d", t))
 }
 
 func (m *Machine) invite(b []byte, now time.Time) error {
@@ -332,8 +333,7 @@ func (m *Machine) invite(b []byte, now time.Time) error {
 		return refuse("invite was seen before")
 	}
 	r, err := newResponder(&m.cfg, b, now)
-	var rej rejected
-	if errors.As(err, &rej) {
+	if rej, ok := errors.AsType[rejected](err); ok {
 		out := wire.Reject{Reason: rej.reason}
 		_, out.SID, _ = wire.ParseMsgHeader(b)
 		out.Sig = sign(m.cfg.Keys.Ed25519, "reject", hashAll(out.AppendUnsigned(nil)))
@@ -354,17 +354,18 @@ func (m *Machine) invite(b []byte, now time.Time) error {
 	}
 	m.seen[h] = now
 	if len(m.half) >= maxHalfOpen {
-		m.dropHalf(0)
+		m.dropHalf()
 	}
 	m.half = append(m.half, r)
 	m.send(r.offer)
 	return nil
 }
 
-func (m *Machine) dropHalf(i int) {
-	m.cfg.Indexes.Release(m.half[i].index)
-	m.half[i].sched.erase()
-	m.half = append(m.half[:i], m.half[i+1:]...)
+// dropHalf drops the oldest unconfirmed attempt.
+func (m *Machine) dropHalf() {
+	m.cfg.Indexes.Release(m.half[0].index)
+	m.half[0].sched.erase()
+	m.half = m.half[1:]
 }
 
 func (m *Machine) knock(b []byte, now time.Time) error {
@@ -421,6 +422,6 @@ func (e *Established) SealCandidates(lines []string, done bool) ([]byte, error) 
 func (m *Machine) Close() {
 	m.Cancel()
 	for len(m.half) > 0 {
-		m.dropHalf(0)
+		m.dropHalf()
 	}
 }

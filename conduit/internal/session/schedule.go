@@ -48,18 +48,18 @@ func NewAEAD(suite wire.Suite, key []byte) (cipher.AEAD, error) {
 			return nil, err
 		}
 		return cipher.NewGCM(b)
+	default:
+		return nil, fmt.Errorf("cipher suite %d is not supported", suite)
 	}
-	return nil, fmt.Errorf("cipher suite %d is not supported", suite)
 }
 
 // schedule is the key schedule of BX1, in the shape of TLS 1.3's (RFC 8446,
 // section 7.1): PSK first, then the concatenated shared secrets with ML-KEM in
 // front (SP 800-56C r2), each key bound to the transcript.
 type schedule struct {
-	suite  wire.Suite
-	invite []byte // M1
-	th     [32]byte
-	hs     []byte
+	suite wire.Suite
+	th    [32]byte
+	hs    []byte
 
 	hsA, hsB, finA, finB, sigA, sigB []byte // sig: signalling, for candidates
 }

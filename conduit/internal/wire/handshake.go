@@ -493,8 +493,8 @@ func (m *CandidatesBody) Parse(b []byte) error {
 	return nil
 }
 
-// Rekey1, Rekey2 and Rekey3 are the in-band rekey: a fresh X25519 and ML-KEM run
-// chained to the session's secret. They travel sealed in TypeRekey packets.
+// Rekey1 begins the in-band rekey: a fresh X25519 and ML-KEM run chained to the
+// session's secret. Rekey messages travel sealed in TypeRekey packets.
 type Rekey1 struct {
 	SID      SID
 	Index    uint32

@@ -33,8 +33,8 @@ type Config struct {
 	OnDrop func(*packet.Buf)
 }
 
-// LaneStats are the counters of one lane. Overflow counts packets that were evicted or found no room.
-type LaneStats struct {
+// Stats are the counters of one lane. Overflow counts packets that were evicted or found no room.
+type Stats struct {
 	Enqueued, Dequeued, Overflow uint64
 	Depth, Bytes                 int
 }
@@ -194,12 +194,12 @@ func (u *Uplink) Close() {
 }
 
 // Stats returns the counters of all lanes, of one instant.
-func (u *Uplink) Stats() (s [packet.NumLanes]LaneStats) {
+func (u *Uplink) Stats() (s [packet.NumLanes]Stats) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for l := range u.lanes {
 		r := &u.lanes[l]
-		s[l] = LaneStats{Enqueued: r.enqueued, Dequeued: r.dequeued, Overflow: r.overflowed, Depth: r.n, Bytes: r.bytes}
+		s[l] = Stats{Enqueued: r.enqueued, Dequeued: r.dequeued, Overflow: r.overflowed, Depth: r.n, Bytes: r.bytes}
 	}
 	return s
 }
