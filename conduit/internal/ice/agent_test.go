@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/pion/stun/v2"
@@ -322,6 +323,7 @@ func TestCloseBlackhole(t *testing.T) {
 		_ = p.SetRemote("ufrag", testPwd)
 		_ = p.AddRemote("1 1 udp 1 192.0.2.2 1 typ host")
 		time.Sleep(500 * time.Millisecond)
+		synctest.Wait()
 		begin := time.Now()
 		var wg sync.WaitGroup
 		for range 3 {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -112,6 +113,7 @@ func TestMapped(t *testing.T) {
 		if _, err := m.Mapped(t.Context(), 0, server); err != nil || w.sent != sent {
 			t.Errorf("the second call was not answered from memory: %v", err)
 		}
+		synctest.Wait()
 		time.Sleep(mappedLife)
 		if _, err := m.Mapped(t.Context(), 0, server); err != nil || w.sent != sent+1 {
 			t.Errorf("an old answer was not renewed: %v, %d sent", err, w.sent-sent)
