@@ -291,6 +291,9 @@ func (s *Server) dial(ctx context.Context, what string, send func(*edgev1.Connec
 					return err
 				}
 			}
+			if errors.Is(err, context.Canceled) {
+				return connect.NewError(connect.CodeUnavailable, errors.New("the daemon is stopping"))
+			}
 			// Its time may be over, and the outcome still must be told.
 			return s.outcome(context.WithoutCancel(ctx), id, err, send)
 		}
