@@ -55,6 +55,9 @@ func Consume(ctx context.Context, run *step.Runner, dir string, env []string, co
 		if err != nil {
 			return err
 		}
+		if want := "node1 received 33 bytes"; !strings.Contains(out, want) { // 28 of headers and "hello"
+			return fmt.Errorf("the program printed %q, want %q in it", out, want)
+		}
 		log.Note("%s", strings.ReplaceAll(strings.TrimSpace(out), "\n", "; "))
 		return nil
 	})
