@@ -61,6 +61,9 @@ func (c *Certificate) Template() (*x509.Certificate, error) {
 	if len(c.Ed25519) != ed25519.PublicKeySize || c.X25519 == nil || !c.Virtual4.Is4() {
 		return nil, fmt.Errorf("%w: template lacks a key or an address", ErrCertificate)
 	}
+	if c.Virtual6.IsValid() && (!c.Virtual6.Is6() || c.Virtual6.Is4In6() || c.Virtual6.Zone() != "") {
+		return nil, fmt.Errorf("%w: %s is no plain IPv6 address", ErrCertificate, c.Virtual6)
+	}
 	x, err := asn1.Marshal(c.X25519.Bytes())
 	if err != nil {
 		return nil, err
@@ -174,8 +177,12 @@ func FromX509(leaf *x509.Certificate) (*Certificate, error) {
 	return c, nil
 }
 
-// Verify checks that c's chain leads to one of roots and is valid at now.
+// Verify checks that c's chain leads to one of roots and is valid at now. A
+// Certificate that was not parsed has no chain and fails.
 func (c *Certificate) Verify(roots *x509.CertPool, now time.Time) error {
+	if c.leafParsed == nil || len(c.Chain) == 0 {
+		return fmt.Errorf("%w: no chain", ErrCertificate)
+	}
 	inter := x509.NewCertPool()
 	for _, der := range c.Chain[1:] {
 		ic, err := x509.ParseCertificate(der)
@@ -194,17 +201,23 @@ func (c *Certificate) Verify(roots *x509.CertPool, now time.Time) error {
 	return nil
 }
 
-// ParseChainPEM splits PEM text into DER certificates, in order. Other blocks
-// are an error.
+// ParseChainPEM splits PEM text into DER certificates, in order: at most
+// MaxChain and the root. Other blocks, headers, and text outside of blocks are an
+// error. So is a damaged block, which must not make the next one the leaf.
 func ParseChainPEM(text []byte) ([][]byte, error) {
 	var out [][]byte
 	for len(bytes.TrimSpace(text)) > 0 {
+		text = bytes.TrimSpace(text)
 		blk, rest := pem.Decode(text)
-		if blk == nil {
+		// Decode skips what it cannot read up to the next whole block.
+		if blk == nil || !bytes.HasPrefix(text, pemBegin) || bytes.Count(text[:len(text)-len(rest)], pemBegin) != 1 {
 			return nil, fmt.Errorf("%w: text that is no PEM", ErrCertificate)
 		}
 		if blk.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("%w: unexpected %s block", ErrCertificate, blk.Type)
+		}
+		if len(blk.Headers) > 0 {
+			return nil, fmt.Errorf("%w: block with headers", ErrCertificate)
 		}
 		if len(out) == MaxChain+1 {
 			return nil, fmt.Errorf("%w: chain too long", ErrCertificate)
@@ -217,6 +230,8 @@ func ParseChainPEM(text []byte) ([][]byte, error) {
 	}
 	return out, nil
 }
+
+var pemBegin = []byte("-----BEGIN ")
 
 // MarshalChainPEM is the inverse of ParseChainPEM.
 func MarshalChainPEM(chain [][]byte) []byte {

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 )
 
@@ -95,20 +96,32 @@ func LoadKeys(edFile, xFile string) (*Keys, error) {
 // ErrExposed is returned for a secret that group or others may read.
 var ErrExposed = errors.New("secret is readable by others")
 
+const maxSecret = 1 << 20
+
 // ReadSecret reads a file that must be private to its owner: mode 0600 or
 // stricter. Limit 1 MiB.
 func ReadSecret(name string) ([]byte, error) {
-	fi, err := os.Stat(name)
+	// What is checked must be what is read, so the name is resolved once.
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if err := checkPrivate(name, fi); err != nil {
 		return nil, err
 	}
-	if fi.Size() > 1<<20 {
+	b, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxSecret {
 		return nil, fmt.Errorf("read %s: larger than 1 MiB", name)
 	}
-	return os.ReadFile(name)
+	return b, nil
 }
 
 func marshalKey(k any) ([]byte, error) {

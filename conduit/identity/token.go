@@ -66,7 +66,8 @@ func ParseToken(s string) (Token, error) {
 		if len(p.text) != p.chars {
 			return Token{}, fmt.Errorf("%w: %s has %d characters, want %d", ErrToken, p.what, len(p.text), p.chars)
 		}
-		if _, err := base64.RawURLEncoding.Strict().DecodeString(p.text); err != nil {
+		// The decoder skips line ends, even when strict.
+		if _, err := base64.RawURLEncoding.Strict().DecodeString(p.text); err != nil || strings.ContainsAny(p.text, "\r\n") {
 			return Token{}, fmt.Errorf("%w: %s is not base64url", ErrToken, p.what)
 		}
 	}
