@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -221,6 +222,20 @@ func TestHostileHub(t *testing.T) {
 		return body
 	})
 	exchange(t, m2, 0, 1, "after the tampering")
+}
+
+// The certificate says which addresses are a peer's; a hub that says otherwise is
+// not believed.
+func TestAddressesOfCertificate(t *testing.T) {
+	m := conduittest.NewMesh(t, 2)
+	p := conduittest.PeerOf(m.Certificate(1))
+	p.Virtual4 = conduittest.Addr(9)
+	eventually(t, "peer known", func() bool { return len(status(t, m.Node(0)).Peers) == 1 })
+	m.Hub.Enrol(p)
+	eventually(t, "the hub's lie arrives", func() bool { return status(t, m.Node(0)).Peers[0].Virtual4 == "10.66.0.10" })
+	if err := m.Node(0).Connect(within(t), p.ID, nil); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("connect: %v, want one about the certificate", err)
+	}
 }
 
 func TestCiphers(t *testing.T) {

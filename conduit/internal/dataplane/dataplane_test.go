@@ -243,6 +243,7 @@ func TestInbound(t *testing.T) {
 		{"foreign destination", r.from(wire.TypeData, packet.Bulk, udp(addrB, netip.MustParseAddr("10.66.0.9"), 1)), RxSource},
 		{"no IP packet", r.from(wire.TypeData, packet.Bulk, []byte("nonsense")), RxMalformed},
 		{"first byte", []byte{0x81, 40: 0}, RxUnknown},
+		{"unknown type", r.from(wire.TypeRekey, packet.Critical, good), RxType},
 		{"short", append([]byte{0x80, 0x44}, make([]byte, 20)...), RxMalformed},
 	}
 	forged := r.from(wire.TypeData, packet.Bulk, good)

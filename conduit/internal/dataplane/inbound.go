@@ -120,11 +120,13 @@ func (r *reader) datagram(b []byte, m *transport.Message) {
 		r.data(s, b[:wire.HeaderLen+len(body)])
 	case wire.TypeProbe:
 		r.probe(s, body, len(b), m)
-	default:
+	case wire.TypeProbeAck, wire.TypeClose:
 		r.d.cfg.Control(Control{
 			Session: s, Type: r.hdr.Type, Body: bytes.Clone(body),
 			Path: Path{Bind: r.bind, Remote: m.Addr}, At: r.now,
 		})
+	default: // of a later version
+		r.drop(RxType)
 	}
 }
 

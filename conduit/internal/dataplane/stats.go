@@ -35,6 +35,7 @@ const (
 	RxUnknown   RxReason = iota // neither STUN nor ours
 	RxMalformed                 // bad header, or the inner packet is not IP
 	RxIndex                     // no session with this index
+	RxType                      // a packet type that this version does not know
 	RxReplay
 	RxForged
 	RxSource // inner addresses are not the peer's and ours
@@ -45,7 +46,7 @@ const (
 
 var (
 	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "no_path", "lane_overflow", "send_error"}
-	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "replay", "forged", "source", "policy", "device"}
+	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "device"}
 )
 
 // String returns the name that status and metrics use.

@@ -133,18 +133,19 @@ func (e *Engine) Want(p *dataplane.Peer) {
 	})
 }
 
-// Control takes control packets from the packet path.
+// Control takes control packets from the packet path. Where a peer sends more
+// than the engine can handle they are dropped.
 func (e *Engine) Control(c dataplane.Control) {
-	e.box.post(func() {
+	e.box.offer(func() {
 		if q := e.peers[c.Session.Peer.ID]; q != nil {
 			q.control(c, time.Now())
 		}
 	})
 }
 
-// Signaled takes a body that the hub delivered.
+// Signaled takes a body that the hub delivered. It drops like Control.
 func (e *Engine) Signaled(from identity.PeerID, body []byte) {
-	e.box.post(func() { e.signaled(from, body) })
+	e.box.offer(func() { e.signaled(from, body) })
 }
 
 func (e *Engine) signaled(from identity.PeerID, body []byte) {
@@ -327,8 +328,8 @@ func (e *Engine) Status(ctx context.Context) (peers []PeerStatus, policyVersion 
 	}
 }
 
-// mailbox is an unbounded queue of functions for one goroutine. Posters are the
-// packet path and ICE callbacks, which must never wait for the engine.
+// mailbox is a queue of functions for one goroutine. Posters are the packet path
+// and ICE callbacks, which must never wait for the engine.
 type mailbox struct {
 	wake   chan struct{}
 	closed chan struct{}
@@ -343,9 +344,18 @@ func (m *mailbox) init() {
 	m.closed = make(chan struct{})
 }
 
-func (m *mailbox) post(f func()) {
+// maxOffered bounds what strangers and peers can make wait.
+const maxOffered = 4096
+
+// post queues what must not be lost: its number is bounded by what we do.
+func (m *mailbox) post(f func()) { m.put(f, false) }
+
+// offer queues what others send, if there is room.
+func (m *mailbox) offer(f func()) { m.put(f, true) }
+
+func (m *mailbox) put(f func(), lossy bool) {
 	m.mu.Lock()
-	if !m.dead {
+	if !m.dead && (!lossy || len(m.fns) < maxOffered) {
 		m.fns = append(m.fns, f)
 	}
 	m.mu.Unlock()

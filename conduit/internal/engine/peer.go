@@ -235,7 +235,7 @@ func (p *peer) control(c dataplane.Control, now time.Time) {
 				p.e.cfg.Logger.Debug("peer closed the session", "peer", p.info.Name, "reason", m.Reason)
 				p.drop(s)
 			}
-		default: // of a later version
+		default:
 		}
 		p.tell()
 		return
