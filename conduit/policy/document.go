@@ -50,7 +50,8 @@ type Document struct {
 
 // Rule matches flows from Src to Dst.
 type Rule struct {
-	// ID names the rule in counters and explanations; empty means its place.
+	// ID names the rule in counters and explanations; empty means its place. At
+	// most 64 of A-Z a-z 0-9 . _ -, not digits alone, once in a document.
 	ID string `json:"id,omitempty"`
 	// Src and Dst are selectors: "*", "name:NAME", "tag:TAG" or "node:PEERID".
 	// Any one that matches is enough.
@@ -61,7 +62,7 @@ type Rule struct {
 	// Ports are destination ports or ranges, "22" or "7400-7500"; none means all.
 	// Only with tcp and udp.
 	Ports []string `json:"ports,omitempty"`
-	// Lanes none means all.
+	// Lanes none means all. Replies too must come on a lane that is allowed.
 	Lanes []Lane `json:"lanes,omitempty"`
 }
 
@@ -72,8 +73,10 @@ type Test struct {
 	Src   string `json:"src"`
 	Dst   string `json:"dst"`
 	Proto string `json:"proto,omitempty"`
-	Port  uint16 `json:"port,omitempty"`
-	Lane  Lane   `json:"lane"`
+	// Port is needed with tcp and udp, else refused.
+	Port uint16 `json:"port,omitempty"`
+	// Lane is critical if left out.
+	Lane Lane `json:"lane"`
 	// Want is allow or deny.
 	Want string `json:"want"`
 }
@@ -91,8 +94,9 @@ func Default() *Document {
 	return &Document{Version: 1, Allow: []Rule{{ID: "enrolled", Src: []string{"*"}, Dst: []string{"*"}}}}
 }
 
-// Parse reads a document strictly: unknown fields, trailing data and anything
-// that Validate refuses are errors.
+// Parse reads a document strictly: unknown, repeated or differently spelt keys,
+// unknown lanes, protocols and selectors, trailing data and anything else that
+// Validate refuses are errors, never ignored.
 func Parse(b []byte) (*Document, error) {
 	if len(b) > MaxBytes {
 		return nil, fmt.Errorf("%w: larger than %d bytes", ErrDocument, MaxBytes)
@@ -106,7 +110,53 @@ func Parse(b []byte) (*Document, error) {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%w: data after the document", ErrDocument)
 	}
-	return d, d.Validate()
+	// encoding/json takes keys in any case and lets the last of two win: what a
+	// person read might not be what is in force.
+	if err := checkKeys(json.NewDecoder(bytes.NewReader(b))); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDocument, err)
+	}
+	if err := d.Validate(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// checkKeys refuses keys that are not spelled as in the types above or that
+// appear twice in an object. The text must have been decoded, which bounds its
+// depth.
+func checkKeys(dec *json.Decoder) error {
+	tok, err := dec.Token()
+	if err != nil {
+		return err
+	}
+	delim, ok := tok.(json.Delim)
+	if !ok {
+		return nil
+	}
+	seen := map[string]bool{}
+	for dec.More() {
+		if delim == '{' {
+			tok, err := dec.Token()
+			if err != nil {
+				return err
+			}
+			key, _ := tok.(string)
+			if seen[key] || !slices.Contains(keys, key) {
+				return fmt.Errorf("key %q is misspelt or there twice", key)
+			}
+			seen[key] = true
+		}
+		if err := checkKeys(dec); err != nil {
+			return err
+		}
+	}
+	_, err = dec.Token() // the closing bracket
+	return err
+}
+
+var keys = []string{
+	"version", "allow", "guards", "tests",
+	"id", "src", "dst", "proto", "ports", "lanes", "port", "lane", "want",
 }
 
 // Marshal returns the document as JSON.
@@ -126,25 +176,28 @@ func (d *Document) Validate() error {
 	if len(d.Allow)+len(d.Guards) > MaxRules || len(d.Tests) > MaxTests {
 		return fmt.Errorf("%w: more than %d rules or %d tests", ErrDocument, MaxRules, MaxTests)
 	}
+	if _, err := d.compile(); err != nil {
+		return fmt.Errorf("%w: %w", ErrDocument, err)
+	}
 	seen := map[string]bool{}
-	for kind, rules := range map[string][]Rule{"allow": d.Allow, "guard": d.Guards} {
-		for i := range rules {
-			r := &rules[i]
-			if _, err := r.compile(); err != nil {
-				return fmt.Errorf("%w: %s: %w", ErrDocument, r.name(kind, i), err)
-			}
-			if r.ID != "" && seen[r.ID] {
-				return fmt.Errorf("%w: rule id %q is used twice", ErrDocument, r.ID)
-			}
-			seen[r.ID] = true
+	for _, r := range slices.Concat(d.Allow, d.Guards) {
+		if r.ID != "" && seen[r.ID] {
+			return fmt.Errorf("%w: rule id %q is used twice", ErrDocument, r.ID)
 		}
+		seen[r.ID] = true
 	}
 	for i, t := range d.Tests {
-		_, errP := parseProto(t.Proto)
+		p, errP := parseProto(t.Proto)
 		_, errS := parseSelector(t.Src)
 		_, errD := parseSelector(t.Dst)
 		if err := errors.Join(errP, errS, errD); err != nil {
 			return fmt.Errorf("%w: test %d: %w", ErrDocument, i+1, err)
+		}
+		if (p == protoTCP || p == protoUDP) != (t.Port != 0) {
+			return fmt.Errorf("%w: test %d: tcp and udp need a port, others have none", ErrDocument, i+1)
+		}
+		if t.Lane >= packet.NumLanes {
+			return fmt.Errorf("%w: test %d: %s", ErrDocument, i+1, t.Lane)
 		}
 		if t.Want != "allow" && t.Want != "deny" {
 			return fmt.Errorf("%w: test %d: want %q: must be allow or deny", ErrDocument, i+1, t.Want)
@@ -168,6 +221,10 @@ func (r *Rule) name(kind string, i int) string {
 // Check runs the document's tests against nodes. The error names each test that
 // does not hold, and each that matches no node.
 func (d *Document) Check(nodes []Subject) error {
+	b, err := d.compile()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDocument, err)
+	}
 	var errs []error
 	for i, t := range d.Tests {
 		ran := false
@@ -177,7 +234,7 @@ func (d *Document) Check(nodes []Subject) error {
 					continue
 				}
 				ran = true
-				got := d.Explain(src, dst, t.Proto, t.Port, t.Lane)
+				got := b.explain(src, dst, t.Proto, t.Port, t.Lane)
 				if got.Allow != (t.Want == "allow") {
 					errs = append(errs, fmt.Errorf("test %d: %s to %s: want %s, %s", i+1, src.Name, dst.Name, t.Want, got.Why))
 				}
@@ -218,180 +275,40 @@ const NoRule = "no rule"
 // Explain decides about a new flow from src to dst and says why. An empty proto
 // stands for one that only rules with proto any match.
 func (d *Document) Explain(src, dst Subject, proto string, port uint16, lane Lane) Decision {
-	flow := fmt.Sprintf("%s to %s, %s port %d, lane %s", src.Name, dst.Name, proto, port, lane)
+	b, err := d.compile()
+	if err != nil {
+		return Decision{Rule: NoRule, Why: err.Error()}
+	}
+	return b.explain(src, dst, proto, port, lane)
+}
+
+func (b *book) explain(src, dst Subject, proto string, port uint16, lane Lane) Decision {
 	p, err := parseProto(proto)
 	if err != nil {
 		return Decision{Rule: NoRule, Why: err.Error()}
 	}
-	hit := func(kind string, rules []Rule) (string, bool) {
+	words := []string{src.Name + " to " + dst.Name}
+	if proto != "" {
+		words = append(words, proto)
+	}
+	if p == protoTCP || p == protoUDP {
+		words[len(words)-1] += " port " + strconv.Itoa(int(port))
+	}
+	flow := strings.Join(append(words, "lane "+lane.String()), ", ")
+	hit := func(rules []bookRule) (string, bool) {
 		for i := range rules {
-			c, err := rules[i].compile()
-			if err == nil && c.src.matches(&src) && c.dst.matches(&dst) && c.body.matches(p, port, true, lane) {
-				return rules[i].name(kind, i), true
+			c := &rules[i]
+			if c.src.matches(&src) && c.dst.matches(&dst) && c.body.matches(p, port, true, lane) {
+				return c.name, true
 			}
 		}
 		return "", false
 	}
-	if name, ok := hit("guard", d.Guards); ok {
+	if name, ok := hit(b.guards); ok {
 		return Decision{Rule: name, Why: fmt.Sprintf("denied by %s: %s", name, flow)}
 	}
-	if name, ok := hit("allow", d.Allow); ok {
+	if name, ok := hit(b.allow); ok {
 		return Decision{Allow: true, Rule: name, Why: fmt.Sprintf("allowed by rule %s: %s", name, flow)}
 	}
 	return Decision{Rule: NoRule, Why: "denied, since no rule allows it: " + flow}
-}
-
-// selector is one parsed src or dst word.
-type selector struct {
-	all       bool
-	name, tag string
-	id        identity.PeerID
-}
-
-type selectors []selector
-
-func parseSelector(s string) (selector, error) {
-	kind, val, _ := strings.Cut(s, ":")
-	switch {
-	case s == "*":
-		return selector{all: true}, nil
-	case kind == "name" && identity.ValidName(val):
-		return selector{name: val}, nil
-	case kind == "tag" && identity.ValidName(val):
-		return selector{tag: val}, nil
-	case kind == "node":
-		id, err := identity.ParsePeerID(val)
-		return selector{id: id}, err
-	}
-	return selector{}, fmt.Errorf("selector %q: want *, name:NAME, tag:TAG or node:PEERID", s)
-}
-
-func (s *selector) matches(n *Subject) bool {
-	switch {
-	case s.all:
-		return true
-	case s.name != "":
-		return s.name == n.Name
-	case s.tag != "":
-		return slices.Contains(n.Tags, s.tag)
-	}
-	return s.id == n.ID
-}
-
-func (ss selectors) matches(n *Subject) bool {
-	for i := range ss {
-		if ss[i].matches(n) {
-			return true
-		}
-	}
-	return false
-}
-
-// proto is what rules distinguish of the protocol number.
-type proto uint8
-
-const (
-	protoOther proto = iota // only "any" rules match
-	protoICMP
-	protoTCP
-	protoUDP
-	protoAny
-)
-
-func parseProto(s string) (proto, error) {
-	switch s {
-	case "", "any":
-		return protoAny, nil
-	case "icmp":
-		return protoICMP, nil
-	case "tcp":
-		return protoTCP, nil
-	case "udp":
-		return protoUDP, nil
-	}
-	return 0, fmt.Errorf("protocol %q: want any, icmp, tcp or udp", s)
-}
-
-type portRange struct{ lo, hi uint16 }
-
-// body is the part of a rule that depends on the packet only.
-type body struct {
-	proto proto
-	ports []portRange
-	lanes uint8 // bit per lane
-}
-
-func (b *body) matches(p proto, port uint16, hasPort bool, lane Lane) bool {
-	if b.lanes>>lane&1 == 0 || b.proto != protoAny && b.proto != p {
-		return false
-	}
-	if len(b.ports) == 0 {
-		return true
-	}
-	if !hasPort {
-		return false
-	}
-	for _, r := range b.ports {
-		if port >= r.lo && port <= r.hi {
-			return true
-		}
-	}
-	return false
-}
-
-// everything reports whether the body matches every packet.
-func (b *body) everything() bool {
-	return b.proto == protoAny && len(b.ports) == 0 && b.lanes == 1<<packet.NumLanes-1
-}
-
-type compiled struct {
-	src, dst selectors
-	body     body
-}
-
-func (r *Rule) compile() (c compiled, err error) {
-	for _, side := range []struct {
-		words []string
-		out   *selectors
-		what  string
-	}{{r.Src, &c.src, "src"}, {r.Dst, &c.dst, "dst"}} {
-		if len(side.words) == 0 || len(side.words) > MaxSelectors {
-			return c, fmt.Errorf("%s has %d selectors, want 1 to %d", side.what, len(side.words), MaxSelectors)
-		}
-		for _, w := range side.words {
-			s, err := parseSelector(w)
-			if err != nil {
-				return c, err
-			}
-			*side.out = append(*side.out, s)
-		}
-	}
-	if c.body.proto, err = parseProto(r.Proto); err != nil {
-		return c, err
-	}
-	if len(r.Ports) > 0 && c.body.proto != protoTCP && c.body.proto != protoUDP {
-		return c, errors.New("ports need proto tcp or udp")
-	}
-	if len(r.Ports) > MaxSelectors {
-		return c, fmt.Errorf("more than %d port ranges", MaxSelectors)
-	}
-	for _, text := range r.Ports {
-		lo, hi, isRange := strings.Cut(text, "-")
-		if !isRange {
-			hi = lo
-		}
-		l, errL := strconv.ParseUint(lo, 10, 16)
-		h, errH := strconv.ParseUint(hi, 10, 16)
-		if errL != nil || errH != nil || l > h {
-			return c, fmt.Errorf("port %q: want a number or a range like 7400-7500", text)
-		}
-		c.body.ports = append(c.body.ports, portRange{uint16(l), uint16(h)})
-	}
-	for _, l := range r.Lanes {
-		c.body.lanes |= 1 << l
-	}
-	if len(r.Lanes) == 0 {
-		c.body.lanes = 1<<packet.NumLanes - 1
-	}
-	return c, nil
 }

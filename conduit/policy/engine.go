@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -14,18 +15,17 @@ import (
 // safe for concurrent use; a packet sees either the old policy or the new one.
 // Before the first Apply everything is denied.
 type Engine struct {
-	self  Subject // set once in NewEngine
 	flows flowTable
 
 	mu    sync.Mutex // guards the rest
-	doc   *Document
-	nodes []Subject
+	self  Subject
+	book  *book // nil before the first Apply
+	nodes map[identity.PeerID]Subject
 	peers map[identity.PeerID]*PeerRules
 	names []string // of rules, by number; grows, never reordered
 	index map[string]int32
 	// denied counts by rule number.
 	denied atomic.Pointer[[]*atomic.Uint64]
-	epoch  uint32
 }
 
 // PeerRules is what the policy says of one peer. It stays the same pointer while
@@ -36,10 +36,8 @@ type PeerRules struct {
 
 // peerTable is compiled for one peer and one direction each. It is immutable.
 type peerTable struct {
-	epoch    uint32
-	out, in  ruleSet
-	outAllow bool // everything is allowed, no flow needs remembering
-	inAllow  bool
+	out, in ruleSet
+	free    bool // everything is allowed both ways, no flow needs remembering
 }
 
 type ruleSet struct {
@@ -74,98 +72,125 @@ func NewEngine(self Subject) *Engine {
 	return e
 }
 
-// Apply puts doc into force for the given peers. doc must be valid and must not
-// be changed afterwards. Flows of the old policy are judged anew.
+// Apply puts doc into force for the given peers. A document that Validate would
+// refuse denies everything. Flows that began under the old policy are judged by
+// the new one from the next packet on.
 func (e *Engine) Apply(doc *Document, peers []Subject) {
+	b, err := doc.compile()
+	if err != nil {
+		b = new(book)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.doc = doc
-	e.compileLocked(peers)
+	e.book = b
+	names := make([]string, 0, len(b.guards))
+	for i := range b.guards {
+		names = append(names, b.guards[i].name)
+	}
+	for i := range b.allow {
+		names = append(names, b.allow[i].name)
+	}
+	e.numberLocked(names)
+	e.peersLocked(peers, true)
 }
 
-// SetPeers changes who is in the mesh; names and tags are expanded anew. A peer
-// that is no longer there is denied at once.
+// SetPeers changes who is in the mesh; rules are expanded anew for peers that
+// are new or whose name or tags changed, others keep what they have. A peer that
+// is no longer there is denied at once.
 func (e *Engine) SetPeers(peers []Subject) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.compileLocked(peers)
+	e.peersLocked(peers, false)
+}
+
+// SetSelf changes the name and tags of this node, to which rules apply as well.
+// The PeerID must be that of NewEngine.
+func (e *Engine) SetSelf(self Subject) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.setSelfLocked(self) {
+		for id, peer := range e.nodes {
+			e.peers[id].table.Store(e.tableLocked(&peer))
+		}
+	}
 }
 
 // Peer returns the handle of a peer, known or not.
 func (e *Engine) Peer(id identity.PeerID) *PeerRules {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.peerLocked(id)
+}
+
+func (e *Engine) peerLocked(id identity.PeerID) *PeerRules {
 	p := e.peers[id]
 	if p == nil {
 		p = new(PeerRules)
 		e.peers[id] = p
-		for i := range e.nodes {
-			if e.nodes[i].ID == id {
-				p.table.Store(e.tableLocked(&e.nodes[i]))
-			}
-		}
 	}
 	return p
 }
 
-func (e *Engine) compileLocked(peers []Subject) {
-	e.epoch++
-	e.nodes = peers
+func (e *Engine) setSelfLocked(self Subject) (changed bool) {
+	if self.ID != e.self.ID || self.equal(&e.self) {
+		return false
+	}
+	self.Tags = slices.Clone(self.Tags)
+	e.self = self
+	return true
+}
+
+func (s *Subject) equal(o *Subject) bool {
+	return s.ID == o.ID && s.Name == o.Name && slices.Equal(s.Tags, o.Tags)
+}
+
+func (e *Engine) peersLocked(peers []Subject, all bool) {
 	for i := range peers {
-		if peers[i].ID == e.self.ID {
-			e.self = peers[i] // the hub may have given us tags
+		// Where the hub lists ourselves it may have given us tags.
+		all = e.setSelfLocked(peers[i]) || all
+	}
+	old := e.nodes
+	e.nodes = make(map[identity.PeerID]Subject, len(peers))
+	for _, peer := range peers {
+		peer.Tags = slices.Clone(peer.Tags)
+		e.nodes[peer.ID] = peer
+	}
+	for id, peer := range e.nodes {
+		was, ok := old[id]
+		if all || !ok || !was.equal(&peer) {
+			e.peerLocked(id).table.Store(e.tableLocked(&peer))
 		}
 	}
-	there := make(map[identity.PeerID]bool, len(peers))
-	for i := range peers {
-		there[peers[i].ID] = true
-		p := e.peers[peers[i].ID]
-		if p == nil {
-			p = new(PeerRules)
-			e.peers[peers[i].ID] = p
-		}
-		p.table.Store(e.tableLocked(&peers[i]))
-	}
-	for id, p := range e.peers {
-		if !there[id] {
-			p.table.Store(nil)
+	for id := range old {
+		if _, ok := e.nodes[id]; !ok {
+			e.peers[id].table.Store(nil)
 		}
 	}
 }
 
 func (e *Engine) tableLocked(peer *Subject) *peerTable {
-	if e.doc == nil {
+	if e.book == nil {
 		return nil
 	}
-	t := &peerTable{epoch: e.epoch}
-	for _, kind := range []string{"guard", "allow"} {
-		rules := e.doc.Allow
-		if kind == "guard" {
-			rules = e.doc.Guards
-		}
-		for i := range rules {
-			c, err := rules[i].compile()
-			if err != nil {
-				continue // Validate has refused such a document
-			}
-			n := numbered{c.body, e.numberLocked(rules[i].name(kind, i))}
-			for _, dir := range []struct {
-				set      *ruleSet
-				src, dst *Subject
-			}{{&t.out, &e.self, peer}, {&t.in, peer, &e.self}} {
-				if !c.src.matches(dir.src) || !c.dst.matches(dir.dst) {
-					continue
-				}
-				if kind == "guard" {
-					dir.set.guards = append(dir.set.guards, n)
-				} else {
-					dir.set.allow = append(dir.set.allow, n)
-				}
-			}
+	t := new(peerTable)
+	for _, dir := range []struct {
+		set      *ruleSet
+		src, dst *Subject
+	}{{&t.out, &e.self, peer}, {&t.in, peer, &e.self}} {
+		dir.set.guards = e.expandLocked(e.book.guards, dir.src, dir.dst)
+		dir.set.allow = e.expandLocked(e.book.allow, dir.src, dir.dst)
+	}
+	t.free = t.out.everything() && t.in.everything()
+	return t
+}
+
+func (e *Engine) expandLocked(rules []bookRule, src, dst *Subject) (out []numbered) {
+	for i := range rules {
+		if r := &rules[i]; r.src.matches(src) && r.dst.matches(dst) {
+			out = append(out, numbered{r.body, e.index[r.name]})
 		}
 	}
-	t.outAllow, t.inAllow = t.out.everything(), t.in.everything()
-	return t
+	return out
 }
 
 func (s *ruleSet) everything() bool {
@@ -180,16 +205,17 @@ func (s *ruleSet) everything() bool {
 	return false
 }
 
-func (e *Engine) numberLocked(name string) int32 {
-	n, ok := e.index[name]
-	if !ok {
-		n = int32(len(e.names))
-		e.names = append(e.names, name)
-		e.index[name] = n
-		grown := append(append([]*atomic.Uint64(nil), *e.denied.Load()...), new(atomic.Uint64))
-		e.denied.Store(&grown)
+// numberLocked gives numbers to the names that have none.
+func (e *Engine) numberLocked(names []string) {
+	grown := slices.Clone(*e.denied.Load())
+	for _, name := range names {
+		if _, ok := e.index[name]; !ok {
+			e.index[name] = int32(len(e.names))
+			e.names = append(e.names, name)
+			grown = append(grown, new(atomic.Uint64))
+		}
 	}
-	return n
+	e.denied.Store(&grown)
 }
 
 // Outbound decides about a packet to the peer, Inbound about one from it. lane
@@ -208,36 +234,69 @@ func (e *Engine) decide(p *PeerRules, info *packet.Info, lane Lane, now int64, o
 	if t == nil {
 		return e.deny(ruleNone)
 	}
-	set, free := &t.out, t.outAllow && t.inAllow
-	if !outbound {
-		set = &t.in
-	}
-	if free {
+	if t.free {
 		return Verdict{Allow: true}
 	}
+	began, answered := &t.out, &t.in // rules for what the sender, the other side begins
+	if !outbound {
+		began, answered = &t.in, &t.out
+	}
 	kind := protoOf(info)
-	hasPort := (kind == protoTCP || kind == protoUDP) && info.Fragment != packet.LaterFragment
-	for i := range set.guards {
-		// What cannot be read might be what the guard is for.
-		g := &set.guards[i]
-		if g.body.matches(kind, info.DstPort, hasPort, lane) || info.Fragment == packet.LaterFragment && g.body.lanes>>lane&1 == 1 && (g.body.proto == kind || g.body.proto == protoAny) {
-			return e.deny(g.num)
+	later := info.Fragment == packet.LaterFragment
+	hasPort := (kind == protoTCP || kind == protoUDP) && !later
+	isFlow := hasPort || kind == protoICMP
+	rule, allow := began.judge(kind, info.DstPort, hasPort, later, lane)
+	if allow {
+		if isFlow {
+			e.flows.note(p, info, now, outbound)
+		}
+		return Verdict{Allow: true, Rule: rule}
+	}
+	// Not allowed by itself: is it the answer to a flow that the other side began
+	// and that the policy in force still allows, on this lane?
+	if isFlow && mayAnswer(kind, info) {
+		if _, allow := answered.judge(kind, info.SrcPort, hasPort, later, lane); allow && e.flows.known(p, info, now, outbound) {
+			return Verdict{Allow: true, Rule: ruleFlow}
 		}
 	}
-	for i := range set.allow {
-		a := &set.allow[i]
-		if a.body.matches(kind, info.DstPort, hasPort, lane) {
-			if hasPort || kind == protoICMP {
-				e.flows.note(p, info, t.epoch, now, outbound)
-			}
-			return Verdict{Allow: true, Rule: a.num}
+	return e.deny(rule)
+}
+
+// judge decides about a packet of a flow to port by the rules alone.
+func (s *ruleSet) judge(kind proto, port uint16, hasPort, later bool, lane Lane) (rule int32, allow bool) {
+	for i := range s.guards {
+		g := &s.guards[i]
+		// The ports of a later fragment are unknown and might be those that the
+		// guard is for.
+		if g.body.matches(kind, port, hasPort, lane) || later && g.body.matchesAnyPort(kind, lane) {
+			return g.num, false
 		}
 	}
-	// Not allowed by itself: is it the answer to what was?
-	if (hasPort || kind == protoICMP) && e.flows.known(p, info, t.epoch, now, outbound) {
-		return Verdict{Allow: true, Rule: ruleFlow}
+	for i := range s.allow {
+		if s.allow[i].body.matches(kind, port, hasPort, lane) {
+			return s.allow[i].num, true
+		}
 	}
-	return e.deny(ruleNone)
+	return ruleNone, false
+}
+
+// mayAnswer reports whether the packet can belong to a flow that its receiver
+// began: a TCP SYN alone and ICMP requests begin something themselves.
+func mayAnswer(kind proto, info *packet.Info) bool {
+	const syn, ack = 0x02, 0x10
+	switch {
+	case kind == protoTCP:
+		return info.TCPFlags&(syn|ack) != syn
+	case info.Proto == packet.ProtoICMP:
+		switch info.ICMPType {
+		case 8, 13, 15, 17: // echo, timestamp, information, address mask
+			return false
+		}
+	case info.Proto == packet.ProtoICMPv6:
+		// Echo request, and all that is neither echo nor error.
+		return info.ICMPType < 128 || info.ICMPType == 129
+	}
+	return true
 }
 
 func protoOf(info *packet.Info) proto {

@@ -12,8 +12,9 @@ import (
 
 // The flow table remembers who began an allowed flow, so that answers pass where
 // only one direction is allowed. It is a cache of fixed size: each flow has a few
-// places, the oldest of which gives way. A flow that was pushed out is judged by
-// the rules again, so a full table can only deny.
+// places, the oldest of which gives way. An entry says who began and never that
+// the flow is allowed: the rules in force judge each packet. So a full table can
+// only deny, and a new policy needs no look at the table.
 const (
 	flowShards = 16
 	shardSets  = 1024
@@ -34,7 +35,6 @@ type flowKey struct {
 
 type flowEntry struct {
 	key      flowKey
-	epoch    uint32
 	outbound bool // who began: us
 	seen     int64
 }
@@ -71,7 +71,7 @@ func life(proto uint8) int64 {
 }
 
 // note remembers a flow that a rule allowed.
-func (t *flowTable) note(p *PeerRules, info *packet.Info, epoch uint32, now int64, outbound bool) {
+func (t *flowTable) note(p *PeerRules, info *packet.Info, now int64, outbound bool) {
 	k := keyOf(p, info, outbound)
 	sh, set := place(&k)
 	s := &t[sh]
@@ -81,16 +81,16 @@ func (t *flowTable) note(p *PeerRules, info *packet.Info, epoch uint32, now int6
 		s.sets = new([shardSets][setWays]flowEntry)
 	}
 	ways := &s.sets[set]
-	victim, own, ownOldest := 0, 0, -1
+	victim, own, ownOldest, dead := 0, 0, -1, -1
 	for i := range ways {
 		e := &ways[i]
 		live := e.key.peer != nil && now-e.seen <= life(e.key.proto)
 		if live && e.key == k && e.outbound == outbound {
-			e.epoch, e.seen = epoch, now
+			e.seen = now
 			return
 		}
 		if !live {
-			e.key.peer, e.seen = nil, 0
+			dead = i
 		} else if e.key.peer == p {
 			own++
 			if ownOldest < 0 || e.seen < ways[ownOldest].seen {
@@ -101,15 +101,18 @@ func (t *flowTable) note(p *PeerRules, info *packet.Info, epoch uint32, now int6
 			victim = i
 		}
 	}
-	if own >= maxPeerShare {
+	switch {
+	case own >= maxPeerShare:
 		victim = ownOldest
+	case dead >= 0:
+		victim = dead
 	}
-	ways[victim] = flowEntry{key: k, epoch: epoch, outbound: outbound, seen: now}
+	ways[victim] = flowEntry{key: k, outbound: outbound, seen: now}
 }
 
 // known reports whether the packet answers a flow that the other side of it
-// began and that the policy in force has allowed.
-func (t *flowTable) known(p *PeerRules, info *packet.Info, epoch uint32, now int64, outbound bool) bool {
+// began.
+func (t *flowTable) known(p *PeerRules, info *packet.Info, now int64, outbound bool) bool {
 	k := keyOf(p, info, outbound)
 	sh, set := place(&k)
 	s := &t[sh]
@@ -120,7 +123,7 @@ func (t *flowTable) known(p *PeerRules, info *packet.Info, epoch uint32, now int
 	}
 	for i := range s.sets[set] {
 		e := &s.sets[set][i]
-		if e.key == k && e.outbound != outbound && e.epoch == epoch && now-e.seen <= life(k.proto) {
+		if e.key == k && e.outbound != outbound && now-e.seen <= life(k.proto) {
 			e.seen = now
 			return true
 		}
