@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
@@ -32,6 +33,10 @@ type Config struct {
 	// Cipher is "chacha20poly1305" (also the zero value), "aes256gcm", or "auto":
 	// AES where both ends prefer it.
 	Cipher string
+	// Rehandshake is the age at which a session's keys are replaced by a full
+	// handshake through the hub; the old ones serve until the new ones do. Zero
+	// means one hour, negative never.
+	Rehandshake time.Duration
 	// Hub is the link to the control plane.
 	Hub HubConnector
 	// Device gives and takes the inner packets. The node closes it. tun.Open makes

@@ -159,7 +159,7 @@ func (n *Node) assemble(binds []transport.Bind) error {
 		return err
 	}
 	n.engine = engine.New(engine.Config{
-		Keys: n.cfg.Keys, Chain: c.Chain, Roots: n.cfg.Roots, PSK: psk, PSKEpoch: n.cfg.PSKEpoch, Suites: suites,
+		Keys: n.cfg.Keys, Chain: c.Chain, Roots: n.cfg.Roots, PSK: psk, PSKEpoch: n.cfg.PSKEpoch, Suites: suites, Rehandshake: n.cfg.Rehandshake,
 		Dataplane: n.plane, Policy: n.policy, Registry: &n.registry, Mux: n.mux,
 		STUNServers: n.cfg.STUNServers, Signal: n.cfg.Hub.Signal, Logger: n.log,
 	})

@@ -249,6 +249,32 @@ func TestCiphers(t *testing.T) {
 	}
 }
 
+// Keys are replaced in time, and no packet is lost over it.
+func TestRehandshake(t *testing.T) {
+	m := conduittest.NewMesh(t, 2)
+	for i := range 2 {
+		m.Restart(t, i, func(c *conduit.Config) { c.Rehandshake = time.Second })
+	}
+	exchange(t, m, 0, 1, "first")
+	since := status(t, m.Node(0)).Peers[0].Path.Since
+	ctx := within(t)
+	sent := 0
+	eventually(t, "a new session", func() bool {
+		sent++
+		if err := m.Send(ctx, 0, 1, []byte{byte(sent >> 8), byte(sent), 1}); err != nil {
+			t.Fatal(err)
+		}
+		b, err := m.Recv(ctx, 1)
+		for err == nil && len(b) != 3 { // what Exchange sent too often
+			b, err = m.Recv(ctx, 1)
+		}
+		if err != nil || int(b[0])<<8|int(b[1]) != sent {
+			t.Fatalf("datagram %d: got %v, %v", sent, b, err)
+		}
+		return status(t, m.Node(0)).Peers[0].Path.Since.After(since)
+	})
+}
+
 func TestWrongPSK(t *testing.T) {
 	m := conduittest.NewMesh(t, 2)
 	m.Restart(t, 1, func(c *conduit.Config) { c.PSK = bytes.Repeat([]byte{7}, 32) })
@@ -317,7 +343,7 @@ func TestConfigClone(t *testing.T) {
 	defer app.Close()
 	c := conduit.Config{
 		Keys: m.Keys(0), Certificate: m.Certificate(0), Roots: m.CA.Roots(), PSK: []byte{1}, PSKEpoch: 2, Cipher: "auto",
-		Hub: m.Hub.Connector(m.Node(0).ID()), Device: dev, Port: 3, STUNServers: []string{"a:1"},
+		Hub: m.Hub.Connector(m.Node(0).ID()), Device: dev, Port: 3, STUNServers: []string{"a:1"}, Rehandshake: time.Second,
 		MeshPrefixes: []netip.Prefix{netip.MustParsePrefix("10.66.0.0/16")}, IncludeLoopback: true, Logger: conduittest.Logger(t),
 	}
 	got := reflect.ValueOf(*c.Clone())

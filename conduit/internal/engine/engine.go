@@ -24,8 +24,8 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/policy"
 )
 
-// Config is what an Engine is made of. All fields but PSK and STUNServers are
-// required.
+// Config is what an Engine is made of. All fields but PSK, Rehandshake and
+// STUNServers are required.
 type Config struct {
 	Keys  *identity.Keys
 	Chain [][]byte
@@ -34,6 +34,9 @@ type Config struct {
 	PSK      func(epoch uint8) []byte
 	PSKEpoch uint8
 	Suites   []wire.Suite
+	// Rehandshake is the age at which keys are replaced; zero means one hour,
+	// negative never.
+	Rehandshake time.Duration
 
 	Dataplane *dataplane.Dataplane
 	Policy    *policy.Engine
@@ -77,6 +80,9 @@ type strangeSignal struct {
 
 // New prepares an engine; Run runs it.
 func New(cfg Config) *Engine {
+	if cfg.Rehandshake == 0 {
+		cfg.Rehandshake = time.Hour
+	}
 	e := &Engine{cfg: cfg, peers: make(map[identity.PeerID]*peer)}
 	e.box.init()
 	return e

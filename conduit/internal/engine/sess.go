@@ -261,6 +261,12 @@ func (s *sess) tick(now time.Time) time.Time {
 	if now.Sub(s.pathSince) > agentLife {
 		s.closeAgent()
 	}
+	p := s.p
+	if age := p.e.cfg.Rehandshake; age > 0 && s.est.Initiator && s == p.newest() && now.Sub(s.created) >= age &&
+		!p.machine.Connecting() && !now.Before(p.notUntil) {
+		p.machine.Connect(now) // fresh keys; these serve until those have a path
+		p.flush(now)
+	}
 	// An application may have begun to send on a path that was idle.
 	if due := now.Add(s.gap()); s.nextSend.After(due) {
 		s.nextSend = due
