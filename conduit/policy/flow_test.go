@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 )
 
 func TestEvictionNeverAllows(t *testing.T) {
