@@ -194,6 +194,12 @@ func TestPolicy(t *testing.T) {
 		st := status(t, m.Node(0))
 		return st.Counters.TxDroppedBy["policy"] == 1 && st.Policy.Denied[policy.NoRule] == 1
 	})
+	// Rules by tag know the node itself, too.
+	m.Hub.SetPolicy(&policy.Document{Version: 1, Allow: []policy.Rule{{Src: []string{"tag:arm"}, Dst: []string{"*"}}}})
+	p := conduittest.PeerOf(m.Certificate(0))
+	p.Tags = []string{"arm"}
+	m.Hub.Enrol(p)
+	exchange(t, m, 0, 1, "by tag")
 	m.Hub.Remove(m.Node(1).ID())
 	eventually(t, "peer gone", func() bool { return len(status(t, m.Node(0)).Peers) == 0 })
 }

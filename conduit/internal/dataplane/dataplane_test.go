@@ -213,6 +213,43 @@ func TestHeldUntilSession(t *testing.T) {
 	}
 }
 
+// A small TCP segment stays behind a large one of its flow that was read in the
+// same batch or waits for a session.
+func TestNoOvertakingWhileHeld(t *testing.T) {
+	r := newRig(t)
+	tcp := func(payload int, seq byte) []byte {
+		b := udp(addrA, addrB, payload+12)
+		b[9], b[32] = 6, 5<<4
+		b[27] = seq
+		return b
+	}
+	r.dev.in <- tcp(1000, 1)
+	r.dev.in <- tcp(10, 2)
+	<-r.want
+	until(t, "both are held", func() bool {
+		r.peer.mu.Lock()
+		defer r.peer.mu.Unlock()
+		return len(r.peer.held) == 2
+	})
+	r.sess.SetPath(&Path{Remote: outerB})
+	r.d.Activate(r.peer, r.sess)
+	for want := byte(1); want <= 2; want++ {
+		m := <-r.bind.out
+		var h wire.Header
+		h.Parse(m.Buf)
+		got, err := r.other.recv[h.Lane].Open(m.Buf, h.Counter, new(seal.Nonce))
+		if err != nil || got[27] != want || h.Lane != packet.Bulk {
+			t.Errorf("segment %d in lane %v, want %d in bulk (%v)", got[27], h.Lane, want, err)
+		}
+	}
+	r.dev.in <- tcp(10, 3)
+	m := <-r.bind.out
+	var h wire.Header
+	if h.Parse(m.Buf); h.Lane != packet.Critical {
+		t.Errorf("a small segment of a drained flow is in %v", h.Lane)
+	}
+}
+
 func TestHoldIsBounded(t *testing.T) {
 	r := newRig(t)
 	for range maxHeld + 5 {

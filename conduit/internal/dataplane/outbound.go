@@ -91,6 +91,7 @@ func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
 	if !d.cfg.Policy.Outbound(p.Rules, &info, b.Lane, now).Allow {
 		return d.drop(b, p, TxPolicy)
 	}
+	d.classify.Queued(b.FlowHash, b.Lane)
 	last := p.lastTx.Swap(now)
 	if p.active.Load() != nil {
 		if last == 0 || now-last > wakeGap {
@@ -100,6 +101,7 @@ func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
 	}
 	held, evicted := p.hold(b)
 	if evicted != nil {
+		d.classify.Left(evicted.FlowHash, evicted.Lane)
 		d.drop(evicted, p, TxNoSession)
 	}
 	if !held {

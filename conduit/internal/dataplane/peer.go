@@ -209,6 +209,7 @@ func (d *Dataplane) Abandon(p *Peer, why TxReason) {
 	p.held = nil
 	p.mu.Unlock()
 	for _, b := range held {
+		d.classify.Left(b.FlowHash, b.Lane)
 		b.Release()
 	}
 	p.txDropped.Add(uint64(len(held)))

@@ -197,14 +197,17 @@ func (e *Engine) PeersChanged(upserts []registry.Peer, deletes []identity.PeerID
 	e.box.post(func() { e.changed(e.cfg.Registry.Apply(e.others(upserts), deletes)) })
 }
 
-// others leaves ourselves out: the hub lists every node.
+// others leaves ourselves out: the hub lists every node. What it says of us are
+// the name and tags by which rules know us.
 func (e *Engine) others(peers []registry.Peer) []registry.Peer {
 	self := e.cfg.Keys.ID()
 	out := peers[:0]
 	for _, p := range peers {
-		if p.ID != self {
-			out = append(out, p)
+		if p.ID == self {
+			e.cfg.Policy.SetSelf(policy.Subject{ID: p.ID, Name: p.Name, Tags: p.Tags})
+			continue
 		}
+		out = append(out, p)
 	}
 	return out
 }

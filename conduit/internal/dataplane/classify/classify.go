@@ -132,8 +132,17 @@ func (c *Classifier) fragment(info *packet.Info, now int64) packet.Lane {
 	return lane
 }
 
-// Queued tells that a packet of flow entered lane l.
-func (c *Classifier) Queued(flow uint32, l packet.Lane) { c.queued[flow%flowSlots][l].Add(1) }
+// Queued tells that a packet of flow is on its way into lane l. It must be called
+// before the next packet of the flow is classified.
+func (c *Classifier) Queued(flow uint32, l packet.Lane) {
+	if l != packet.Critical { // nothing waits behind Critical
+		c.queued[flow%flowSlots][l].Add(1)
+	}
+}
 
 // Left tells that a packet of flow left lane l, sent or dropped.
-func (c *Classifier) Left(flow uint32, l packet.Lane) { c.queued[flow%flowSlots][l].Add(-1) }
+func (c *Classifier) Left(flow uint32, l packet.Lane) {
+	if l != packet.Critical {
+		c.queued[flow%flowSlots][l].Add(-1)
+	}
+}

@@ -17,9 +17,9 @@ const (
 	DefaultBulk      = 4096
 )
 
-// Flows is told when a packet of a flow enters or leaves a lane.
+// Flows is told when a packet of a flow leaves its lane, sent or dropped. Whoever
+// decided for the lane has counted it in.
 type Flows interface {
-	Queued(flow uint32, l packet.Lane)
 	Left(flow uint32, l packet.Lane)
 }
 
@@ -93,6 +93,7 @@ func (u *Uplink) Enqueue(bufs []*packet.Buf) {
 		if r.n == len(r.bufs) {
 			r.overflowed++
 			if !r.evict {
+				u.left(b)
 				dropped = append(dropped, b)
 				continue
 			}
@@ -102,9 +103,6 @@ func (u *Uplink) Enqueue(bufs []*packet.Buf) {
 		r.n++
 		r.bytes += b.N
 		r.enqueued++
-		if u.cfg.Flows != nil {
-			u.cfg.Flows.Queued(b.FlowHash, b.Lane)
-		}
 	}
 	u.mu.Unlock()
 	select {
@@ -125,10 +123,14 @@ func (u *Uplink) popLocked(r *ring) *packet.Buf {
 	r.head = (r.head + 1) % len(r.bufs)
 	r.n--
 	r.bytes -= b.N
+	u.left(b)
+	return b
+}
+
+func (u *Uplink) left(b *packet.Buf) {
 	if u.cfg.Flows != nil {
 		u.cfg.Flows.Left(b.FlowHash, b.Lane)
 	}
-	return b
 }
 
 // Dequeue moves packets of the most urgent lane that has any into dst and returns

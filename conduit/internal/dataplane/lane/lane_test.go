@@ -26,8 +26,7 @@ type flowCount struct {
 	n  map[uint32]int
 }
 
-func (f *flowCount) Queued(flow uint32, _ packet.Lane) { f.add(flow, 1) }
-func (f *flowCount) Left(flow uint32, _ packet.Lane)   { f.add(flow, -1) }
+func (f *flowCount) Left(flow uint32, _ packet.Lane) { f.add(flow, -1) }
 func (f *flowCount) add(flow uint32, d int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -51,6 +50,7 @@ func TestModel(t *testing.T) {
 				l := packet.Lane(rng.IntN(packet.NumLanes))
 				id++
 				batch = append(batch, buf(l, id))
+				flows.add(uint32(id), 1)
 				switch {
 				case len(model[l]) < caps[l]:
 					model[l] = append(model[l], uint32(id))
