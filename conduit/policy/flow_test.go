@@ -42,6 +42,39 @@ func TestEvictionNeverAllows(t *testing.T) {
 	}
 }
 
+func TestOldestGivesWay(t *testing.T) {
+	e := NewEngine(subject(1, "one"))
+	var peers []Subject
+	for n := range setWays + 1 {
+		peers = append(peers, subject(byte(2+n), "two"))
+	}
+	e.Apply(oneWay("udp", "7400"), peers)
+	var infos []*packet.Info // all of one place, one per peer
+	var shard, set int
+	for n := 0; len(infos) < len(peers); n++ {
+		i := pkt(17, uint16(n), 7400)
+		i.Dst = netip.AddrFrom4([4]byte{10, 66, byte(n >> 16), 3})
+		k := keyOf(nil, i, true)
+		sh, s := place(&k)
+		if len(infos) == 0 {
+			shard, set = sh, s
+		}
+		if sh == shard && s == set {
+			infos = append(infos, i)
+		}
+	}
+	const oldest = 2
+	for n, i := range infos[:setWays] {
+		e.Outbound(e.Peer(peers[n].ID), i, Bulk, second+int64((n+setWays-oldest)%setWays))
+	}
+	e.Outbound(e.Peer(peers[setWays].ID), infos[setWays], Bulk, 2*second)
+	for n, i := range infos {
+		if got := e.Inbound(e.Peer(peers[n].ID), reply(i), Bulk, 2*second).Allow; got != (n != oldest) {
+			t.Errorf("flow %d known %v, want only %d pushed out", n, got, oldest)
+		}
+	}
+}
+
 func TestPeerShare(t *testing.T) {
 	d := oneWay("udp", "7400")
 	e := NewEngine(subject(1, "one"))
