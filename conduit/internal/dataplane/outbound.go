@@ -128,9 +128,11 @@ func (d *Dataplane) drop(b *packet.Buf, p *Peer, why TxReason) bool {
 // assigned here, so a Critical packet that overtakes Bulk leaves no gap.
 func (d *Dataplane) drainLanes() {
 	bufs := make([]*packet.Buf, sendBatch)
-	out := make([][]transport.Message, len(d.cfg.Binds))
-	for i := range out {
-		out[i] = make([]transport.Message, 0, sendBatch)
+	// STUN goes out by itself: that an address of the peer cannot be reached is the
+	// ordinary outcome of a check and no lost packet.
+	data, stun := make([][]transport.Message, len(d.cfg.Binds)), make([][]transport.Message, len(d.cfg.Binds))
+	for i := range data {
+		data[i], stun[i] = make([]transport.Message, 0, sendBatch), make([]transport.Message, 0, sendBatch)
 	}
 	for d.lanes.Wait(d.done) {
 		n := d.lanes.Dequeue(bufs)
@@ -140,28 +142,26 @@ func (d *Dataplane) drainLanes() {
 		now := d.Now()
 		l := bufs[0].Lane // a batch holds one lane
 		for _, b := range bufs[:n] {
-			if msg, bind, ok := d.seal(b, now); ok {
-				out[bind] = append(out[bind], msg)
-			}
-		}
-		for i := range out {
-			if len(out[i]) == 0 {
+			msg, bind, ok := d.seal(b, now)
+			if !ok {
 				continue
 			}
-			sent, err := d.cfg.Binds[i].Send(int(l), out[i])
-			if lost := len(out[i]) - sent; lost > 0 {
+			if _, raw := b.Dest.(*rawDest); raw {
+				stun[bind] = append(stun[bind], msg)
+			} else {
+				data[bind] = append(data[bind], msg)
+			}
+		}
+		for i := range data {
+			if lost, err := d.send(i, l, &data[i]); lost > 0 {
 				d.stats.tx[TxSend].Add(uint64(lost))
-				if d.stats.sendErrs.Add(1) == 1 {
-					d.cfg.Logger.Debug("send datagrams", "lost", lost, "err", err)
+				if d.stats.sendErrs.Add(1) == 1 { // once: it may go on for long
+					d.cfg.Logger.Warn("the system refuses to send to a peer; counting from now on", "lost", lost, "err", err)
 				}
 			}
-			var bytes int
-			for _, m := range out[i] {
-				bytes += len(m.Buf)
+			if lost, _ := d.send(i, l, &stun[i]); lost > 0 {
+				d.stats.stunErrs.Add(uint64(lost))
 			}
-			d.stats.wireTx.Add(uint64(bytes))
-			clear(out[i])
-			out[i] = out[i][:0]
 		}
 		for i := range n {
 			if f, ok := bufs[i].Dest.(*flushDest); ok {
@@ -171,6 +171,23 @@ func (d *Dataplane) drainLanes() {
 			bufs[i] = nil
 		}
 	}
+}
+
+// send hands msgs to a socket, empties them, and returns how many it refused.
+func (d *Dataplane) send(bind int, l packet.Lane, msgs *[]transport.Message) (lost int, err error) {
+	if len(*msgs) == 0 {
+		return 0, nil
+	}
+	sent, err := d.cfg.Binds[bind].Send(int(l), *msgs)
+	bytes := 0
+	for _, m := range *msgs {
+		bytes += len(m.Buf)
+	}
+	d.stats.wireTx.Add(uint64(bytes))
+	lost = len(*msgs) - sent
+	clear(*msgs)
+	*msgs = (*msgs)[:0]
+	return lost, err
 }
 
 // seal turns a queued packet into a datagram, in its own buffer.

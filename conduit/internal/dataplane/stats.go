@@ -62,6 +62,7 @@ type stats struct {
 	rxPackets, rxBytes   [packet.NumLanes]atomic.Uint64
 	wireTx, wireRx       atomic.Uint64
 	sendErrs, deviceErrs atomic.Uint64
+	stunErrs             atomic.Uint64
 }
 
 // Lane is the counters of one lane: inner packets and bytes.
@@ -76,6 +77,8 @@ type Stats struct {
 	Lanes                [packet.NumLanes]Lane
 	// WireTx and WireRx are UDP payload bytes, STUN included.
 	WireTx, WireRx uint64
+	// STUNUnsent are checks to addresses that the system has no way to.
+	STUNUnsent uint64
 }
 
 // Stats returns the counters. Each is exact; together they are not of one
@@ -95,6 +98,7 @@ func (d *Dataplane) Stats() Stats {
 			d.stats.rxPackets[l].Load(), d.stats.rxBytes[l].Load(), q[l],
 		}
 	}
+	s.STUNUnsent = d.stats.stunErrs.Load()
 	s.WireTx, s.WireRx = d.stats.wireTx.Load(), d.stats.wireRx.Load()
 	return s
 }
