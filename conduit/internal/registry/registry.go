@@ -46,8 +46,11 @@ func (p *Peer) Check() error {
 	if identity.NewPeerID(p.Ed25519, p.X25519.Bytes()) != p.ID {
 		return ErrKeys
 	}
-	if !p.Virtual4.Is4() || p.Virtual6.IsValid() && !p.Virtual6.Is6() {
-		return errors.New("peer has no virtual address")
+	if !p.Virtual4.Is4() || p.Virtual6.IsValid() && (!p.Virtual6.Is6() || p.Virtual6.Is4In6() || p.Virtual6.Zone() != "") {
+		return errors.New("virtual addresses are not one of IPv4 and at most one of IPv6")
+	}
+	if !identity.ValidName(p.Name) {
+		return errors.New("name is not a DNS label")
 	}
 	return nil
 }
@@ -154,25 +157,31 @@ func (r *Registry) Resolve(text string) (*Peer, error) {
 	text = strings.ToLower(strings.TrimSpace(text))
 	name := strings.TrimSuffix(text, ".mesh")
 	addr, addrErr := netip.ParseAddr(text)
-	var prefix []*Peer
+	var named, prefix []*Peer
 	for _, p := range r.All() {
 		id := p.ID.String()
-		if id == text || p.Name == name || addrErr == nil && (addr == p.Virtual4 || addr == p.Virtual6) {
+		switch {
+		case id == text: // before any name: a node may call itself what it likes
 			return p, nil
-		}
-		if len(text) >= 4 && strings.HasPrefix(id, text) {
+		case p.Name == name, addrErr == nil && (addr == p.Virtual4 || addr == p.Virtual6):
+			named = append(named, p)
+		case len(text) >= 4 && strings.HasPrefix(id, text):
 			prefix = append(prefix, p)
 		}
 	}
-	switch len(prefix) {
+	found := named
+	if len(named) == 0 {
+		found = prefix
+	}
+	switch len(found) {
 	case 0:
 		return nil, fmt.Errorf("%w: %q", ErrUnknown, text)
 	case 1:
-		return prefix[0], nil
+		return found[0], nil
 	}
-	names := make([]string, len(prefix))
-	for i, p := range prefix {
-		names[i] = p.Name
+	names := make([]string, len(found))
+	for i, p := range found {
+		names[i] = p.Name + " (" + p.ID.Short() + ")"
 	}
 	return nil, fmt.Errorf("%w %q: %s", ErrAmbiguous, text, strings.Join(names, ", "))
 }

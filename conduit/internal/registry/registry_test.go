@@ -56,6 +56,10 @@ func TestCheck(t *testing.T) {
 		"no IPv4":        {func(p *Peer) { p.Virtual4 = netip.Addr{} }, false, false},
 		"IPv6 for IPv4":  {func(p *Peer) { p.Virtual4 = p.Virtual6 }, false, false},
 		"IPv4 for IPv6":  {func(p *Peer) { p.Virtual6 = p.Virtual4 }, false, false},
+		"mapped as IPv6": {func(p *Peer) { p.Virtual6 = netip.MustParseAddr("::ffff:10.66.0.1") }, false, false},
+		"zone":           {func(p *Peer) { p.Virtual6 = netip.MustParseAddr("fe80::1%eth0") }, false, false},
+		"no name":        {func(p *Peer) { p.Name = "" }, false, false},
+		"bad name":       {func(p *Peer) { p.Name = "A b" }, false, false},
 		"mapped as IPv4": {func(p *Peer) { p.Virtual4 = netip.MustParseAddr("::ffff:10.66.0.1") }, false, false},
 	} {
 		p := newPeer(t, 1, "robot")
@@ -200,11 +204,28 @@ func TestResolveAmbiguous(t *testing.T) {
 	x, y := identity.PeerID{0xab, 0xcd, 0xef, 1}, identity.PeerID{0xab, 0xcd, 0xef, 2}
 	r := Registry{peers: map[identity.PeerID]*Peer{x: {ID: x, Name: "one"}, y: {ID: y, Name: "two"}}}
 	_, err := r.Resolve(x.String()[:4])
-	if !errors.Is(err, ErrAmbiguous) || !strings.Contains(err.Error(), "one, two") {
+	if !errors.Is(err, ErrAmbiguous) || !strings.Contains(err.Error(), "one (") || !strings.Contains(err.Error(), "two (") {
 		t.Errorf("Resolve = %v, want ErrAmbiguous with both names", err)
 	}
 	if p, err := r.Resolve(y.String()); err != nil || p.ID != y {
 		t.Errorf("the whole id: %v, %v", p, err)
+	}
+}
+
+// A node may call itself what it likes, the PeerID of another included.
+func TestResolveImpostor(t *testing.T) {
+	victim := newPeer(t, 1, "zeta")
+	thief := newPeer(t, 2, victim.ID.String())
+	var r Registry
+	if c := r.Sync([]Peer{victim, thief}); len(c.Upserts) != 2 {
+		t.Fatalf("%+v", c)
+	}
+	if p, err := r.Resolve(victim.ID.String()); err != nil || p.ID != victim.ID {
+		t.Errorf("resolved the victim's id to %v, %v", p, err)
+	}
+	r.Apply([]Peer{newPeer(t, 3, "zeta")}, nil)
+	if _, err := r.Resolve("zeta"); !errors.Is(err, ErrAmbiguous) {
+		t.Errorf("a name that two nodes have: %v, want ErrAmbiguous", err)
 	}
 }
 

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package session
+
+import (
+	"bytes"
+	"crypto/sha256"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+)
+
+// GoldenSchedule runs the key schedule on fixed secrets and returns a hash of all
+// keys that come out.
+func GoldenSchedule() []byte {
+	th := transcript(wire.SuiteChaCha, []byte("invite"), []byte("offer"))
+	s := newSchedule(wire.SuiteChaCha, bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 128), th)
+	h := sha256.New()
+	for _, k := range [][]byte{s.hsA, s.hsB, s.finA, s.finB, s.sigA, s.sigB} {
+		h.Write(k)
+	}
+	out := s.secrets([32]byte{3}, true)
+	for l := range packet.NumLanes {
+		for _, k := range []LaneKey{out.Send[l], out.Recv[l]} {
+			h.Write(k.Key[:])
+			h.Write(k.IV[:])
+		}
+	}
+	h.Write(out.Rekey[:])
+	h.Write(out.Exporter[:])
+	h.Write(signInput("invite", th))
+	return h.Sum(nil)
+}
