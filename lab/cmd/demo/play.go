@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	fileSize = 100 << 20
+	fileSize = 100_000_000
 	pings    = 20
 	echoPort = 7000
 	stepTime = 30 * time.Second // bounds each step but the transfer
