@@ -54,6 +54,7 @@ type Node struct {
 	mu    sync.Mutex // guards the rest
 	state nodeState
 	hub   HubStatus
+	cert  *identity.Certificate
 }
 
 type nodeState uint8
@@ -69,7 +70,7 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg.Clone(), log: cfg.Logger}
+	n := &Node{cfg: cfg.Clone(), log: cfg.Logger, cert: cfg.Certificate}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
@@ -91,7 +92,7 @@ func (n *Node) Start(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
-	if err := n.cfg.Certificate.Verify(n.cfg.Roots, time.Now()); err != nil {
+	if err := n.cert.Verify(n.cfg.Roots, time.Now()); err != nil {
 		return fmt.Errorf("own certificate: %w", err)
 	}
 	binds, err := listen(n.cfg.Port)
@@ -120,7 +121,7 @@ func (n *Node) Start(ctx context.Context) error {
 
 // assemble builds what runs, around the sockets.
 func (n *Node) assemble(binds []transport.Bind) error {
-	c := n.cfg.Certificate
+	c := n.cert
 	local := []netip.Addr{c.Virtual4}
 	if c.Virtual6.IsValid() {
 		local = append(local, c.Virtual6)
@@ -189,6 +190,35 @@ func (n *Node) Close() error {
 
 // ID returns the node's PeerID.
 func (n *Node) ID() identity.PeerID { return n.cfg.Certificate.ID }
+
+// SetCertificate replaces the node's certificate by a renewed one, which must be
+// for the same keys, name and addresses. New handshakes use it; sessions go on.
+func (n *Node) SetCertificate(c *identity.Certificate) error {
+	old := n.cfg.Certificate
+	switch {
+	case c.ID != old.ID:
+		return fmt.Errorf("%w: renewed certificate is for peer %s", ErrConfig, c.ID.Short())
+	case c.Virtual4 != old.Virtual4 || c.Virtual6 != old.Virtual6 || c.MeshID != old.MeshID:
+		return fmt.Errorf("%w: renewed certificate has other addresses or another mesh", ErrConfig)
+	}
+	if err := c.Verify(n.cfg.Roots, time.Now()); err != nil {
+		return fmt.Errorf("renewed certificate: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cert = c
+	if n.state == stateRunning {
+		n.engine.SetChain(c.Chain)
+	}
+	return nil
+}
+
+// certificate returns the certificate in use.
+func (n *Node) certificate() *identity.Certificate {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cert
+}
 
 // Resolve finds a peer by PeerID, a unique prefix of one, a name or a virtual
 // address.

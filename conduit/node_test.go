@@ -281,6 +281,38 @@ func TestRehandshake(t *testing.T) {
 	})
 }
 
+// A renewed certificate serves the next handshakes; another node's is refused.
+func TestSetCertificate(t *testing.T) {
+	m := conduittest.NewMesh(t, 2)
+	exchange(t, m, 0, 1, "first")
+	n := m.Node(0)
+	c, err := m.CA.Issue(m.Keys(0), "node0", conduittest.Addr(0), conduittest.Addr6(0), 2*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.SetCertificate(c); err != nil {
+		t.Fatal(err)
+	}
+	if got := status(t, n).Node.CertificateExpires; !got.Equal(c.NotAfter) {
+		t.Errorf("expires %v, want %v", got, c.NotAfter)
+	}
+	m.Restart(t, 1, nil)
+	exchange(t, m, 0, 1, "after the renewal")
+	moved, err := m.CA.Issue(m.Keys(0), "node0", conduittest.Addr(7), conduittest.Addr6(0), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expired, err := m.CA.Issue(m.Keys(0), "node0", conduittest.Addr(0), conduittest.Addr6(0), -time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]*identity.Certificate{"another's": m.Certificate(1), "with another address": moved, "expired": expired} {
+		if err := n.SetCertificate(c); err == nil {
+			t.Errorf("certificate %s: accepted", what)
+		}
+	}
+}
+
 func TestWrongPSK(t *testing.T) {
 	m := conduittest.NewMesh(t, 2)
 	m.Restart(t, 1, func(c *conduit.Config) { c.PSK = bytes.Repeat([]byte{7}, 32) })

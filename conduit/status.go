@@ -125,7 +125,7 @@ func (n *Node) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := n.cfg.Certificate
+	c := n.certificate()
 	st := &Status{
 		Node: NodeStatus{
 			ID: c.ID.String(), Name: c.Name, Virtual4: c.Virtual4.String(),

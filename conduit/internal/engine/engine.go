@@ -51,7 +51,7 @@ type Config struct {
 
 // Engine is the control side of a node.
 type Engine struct {
-	cfg Config // set once in New
+	cfg Config // set once in New, but for Chain, which run owns
 
 	box        mailbox
 	background sync.WaitGroup // agents that are closing
@@ -272,6 +272,16 @@ func (e *Engine) Policy(version uint64, document []byte) {
 		}
 		e.cfg.Policy.Apply(doc, subjects)
 		e.cfg.Logger.Info("policy in force", "version", version)
+	})
+}
+
+// SetChain replaces our certificate chain for handshakes from now on.
+func (e *Engine) SetChain(chain [][]byte) {
+	e.box.post(func() {
+		e.cfg.Chain = chain
+		for _, p := range e.peers {
+			p.machine.SetChain(chain)
+		}
 	})
 }
 

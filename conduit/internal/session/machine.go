@@ -145,6 +145,9 @@ func (m *Machine) Ready() []Output {
 	return out
 }
 
+// SetChain replaces our certificate chain for handshakes from now on.
+func (m *Machine) SetChain(chain [][]byte) { m.cfg.Chain = chain }
+
 // Connecting reports whether a Connect is under way.
 func (m *Machine) Connecting() bool { return !m.wanted.IsZero() }
 
