@@ -74,10 +74,9 @@ func (h *Host) Attach(n Network, link Link) *Iface {
 
 // connect makes the cable and configures both ends.
 func (i *Iface) connect() error {
-	bridged := i.place.bridge != ""
 	up, down := i.link.Up, i.link.Down
 	var err error
-	if needsBox(up, bridged) || needsBox(down, bridged) {
+	if needsBox(up, i.bridged()) || needsBox(down, i.bridged()) {
 		err = i.makeBox()
 	} else {
 		err = i.makeVeth()
@@ -88,7 +87,53 @@ func (i *Iface) connect() error {
 	if err := i.network.Do(i.configureNetwork); err != nil {
 		return err
 	}
-	return i.Host.Do(i.configureHost)
+	if err := i.Host.Do(i.configureHost); err != nil {
+		return err
+	}
+	return i.settle()
+}
+
+// settleTime bounds settle; the kernel needs up to a second when many links
+// change at once.
+const settleTime = 3 * time.Second
+
+// settle waits until the kernel has seen the carrier at both ends. Until then
+// it drops what is sent there, and a lost ARP answer costs a second.
+func (i *Iface) settle() error {
+	if err := i.Host.Do(func() error { return awaitUp(i.Name, i.tap != nil) }); err != nil {
+		return err
+	}
+	return i.network.Do(func() error {
+		err := awaitUp(i.port, i.tap != nil)
+		if err == nil && i.bridged() {
+			err = awaitUp(i.place.bridge, false)
+		}
+		return err
+	})
+}
+
+// bridged tells whether the network's end is a port of a bridge.
+func (i *Iface) bridged() bool { return i.place.bridge != "" }
+
+// awaitUp waits until an interface of the calling thread's namespace works. A
+// TAP has its carrier from the start, of which the kernel may say nothing.
+func awaitUp(name string, tap bool) error {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(settleTime); ; <-tick.C {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		switch state := link.Attrs().OperState; {
+		case state == netlink.OperUp:
+			return nil
+		case state == netlink.OperUnknown && tap:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("bring up %s: still %v after %v", name, state, settleTime)
+		}
+	}
 }
 
 // needsBox tells whether a direction is beyond the kernel: it has no netem,
@@ -198,7 +243,7 @@ func (i *Iface) configureNetwork() error {
 	if err := netlink.LinkSetMTU(link, i.link.MTU); err != nil {
 		return fmt.Errorf("set MTU of %s: %w", i.port, err)
 	}
-	if i.place.bridge != "" {
+	if i.bridged() {
 		if err := i.join(); err != nil {
 			return err
 		}
@@ -302,7 +347,7 @@ func (i *Iface) Blackhole(on bool) {
 	}
 	i.detached = on
 	i.Host.lab.check(i.network.Do(func() error {
-		if i.place.bridge == "" {
+		if !i.bridged() {
 			return setBlackhole(i.port, on)
 		}
 		if !on {
