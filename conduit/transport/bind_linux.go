@@ -23,14 +23,18 @@ const (
 	// A run may have 64 segments before Linux 6.9, and must fit one IPv4 datagram.
 	maxSegments = 64
 	maxRun      = 65507
+	// So many runs refused as invalid, without one taken in between, are not the
+	// fault of single paths any more.
+	maxInvalid = 16
 	// UDP_SEGMENT's control message, and room for UDP_GRO's.
 	ctlLen = 24
 )
 
+// mmsghdr is struct mmsghdr. The compiler pads it as C does, by the alignment of
+// the pointers in hdr: on 32-bit systems not at all.
 type mmsghdr struct {
 	hdr unix.Msghdr
 	n   uint32
-	_   [4]byte
 }
 
 // linuxBind is one socket with batches in both directions. Buffers for the
@@ -72,7 +76,9 @@ type sendState struct {
 	used  int
 	done  int
 	errno syscall.Errno
-	fn    func(fd uintptr) bool
+	// invalid counts refused runs since the last one that was taken.
+	invalid int
+	fn      func(fd uintptr) bool
 }
 
 func (cfg *Config) control(network, _ string, c syscall.RawConn) error {
@@ -272,6 +278,9 @@ func (b *linuxBind) flush(msgs []Message) (sent int, err error) {
 		}
 		for i := before; i < s.done; i++ {
 			sent += s.count[i]
+			if s.count[i] > 1 {
+				s.invalid = 0
+			}
 		}
 		if s.errno == 0 {
 			continue
@@ -279,8 +288,7 @@ func (b *linuxBind) flush(msgs []Message) (sent int, err error) {
 		// The header at s.done was refused.
 		i := s.done
 		s.done++
-		if s.count[i] > 1 && (s.errno == unix.EIO || s.errno == unix.EINVAL) {
-			b.gso.Store(false) // this device or route cannot; never try again
+		if s.count[i] > 1 && b.runRefused(s.errno) {
 			k, e := b.singly(msgs[s.first[i] : s.first[i]+s.count[i]])
 			sent += k
 			if e != nil {
@@ -291,6 +299,24 @@ func (b *linuxBind) flush(msgs []Message) (sent int, err error) {
 		err = s.errno
 	}
 	return sent, err
+}
+
+// runRefused reports whether a run that got errno has to be sent singly, and gives
+// up on runs where the socket's way cannot take any.
+func (b *linuxBind) runRefused(errno syscall.Errno) bool {
+	switch errno {
+	case unix.EIO: // no checksum offload, or a transform on the route
+		b.gso.Store(false)
+	case unix.EMSGSIZE: // one segment is over this path's MTU; singly it is fragmented
+	case unix.EINVAL: // the same on older kernels, among much else
+		b.send.invalid++
+		if b.send.invalid >= maxInvalid {
+			b.gso.Store(false)
+		}
+	default:
+		return false
+	}
+	return true
 }
 
 // singly resends the messages of a refused run one by one. It uses headers that
