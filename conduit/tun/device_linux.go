@@ -50,8 +50,16 @@ type queue struct {
 
 func openDefault(cfg Config) (Device, error) {
 	d := &linuxDevice{name: cfg.Name, mtu: cfg.MTU}
-	for range cfg.Queues {
-		q, err := openQueue(cfg.Name, cfg.Queues > 1)
+	for i := range cfg.Queues {
+		var flags uint16
+		if cfg.Queues > 1 {
+			flags |= unix.IFF_MULTI_QUEUE
+			if i == 0 {
+				// Else we would become one more queue of another program's interface.
+				flags |= unix.IFF_TUN_EXCL
+			}
+		}
+		q, err := openQueue(cfg.Name, flags)
 		if err != nil {
 			_ = d.Close()
 			return nil, err
@@ -65,7 +73,7 @@ func openDefault(cfg Config) (Device, error) {
 	return d, nil
 }
 
-func openQueue(name string, multi bool) (*queue, error) {
+func openQueue(name string, flags uint16) (*queue, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		switch {
@@ -79,11 +87,7 @@ func openQueue(name string, multi bool) (*queue, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("open tun %s: %w", name, err)
 	}
-	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI)
-	if multi {
-		flags |= unix.IFF_MULTI_QUEUE
-	}
-	req.SetUint16(flags)
+	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		_ = unix.Close(fd)
 		if errors.Is(err, unix.EBUSY) {

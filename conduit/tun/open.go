@@ -5,6 +5,7 @@ package tun
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"runtime"
 )
@@ -28,6 +29,9 @@ type Config struct {
 	TxQueueLen int
 	// Driver is "linux", "water", or empty for the best that the system has.
 	Driver string
+	// Logger hears of what Open has to leave out, such as IPv6 where it is off; nil
+	// discards.
+	Logger *slog.Logger
 }
 
 // Errors of Open that callers branch on. A missing privilege Is also

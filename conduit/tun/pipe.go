@@ -46,7 +46,7 @@ func (q *pipeQueue) push(b []byte, evict bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.bytes+len(b) > pipeBytes {
-		if !evict {
+		if !evict || len(b) > pipeBytes {
 			return false
 		}
 		q.bytes -= len(q.pkts[0])

@@ -5,10 +5,10 @@ package tun
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -27,19 +27,29 @@ func setUp(cfg Config) error {
 		return fmt.Errorf("set queue length: %w", err)
 	}
 	quietIPv6(cfg.Name, link)
+	has6 := hasIPv6(cfg.Name)
+	if !has6 && slices.ContainsFunc(cfg.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) && cfg.Logger != nil {
+		cfg.Logger.Warn("IPv6 is off here, so the interface gets its IPv4 addresses only", "interface", cfg.Name)
+	}
 	for _, a := range cfg.Addrs {
+		if a.Addr().Is6() && !has6 {
+			continue
+		}
 		addr := &netlink.Addr{IPNet: ipNet(a)}
 		if a.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD // nobody else is on this link
 		}
 		if err := netlink.AddrReplace(link, addr); err != nil {
-			return fmt.Errorf("add address %s: %w%s", a, err, hintIPv6(a, err))
+			return fmt.Errorf("add address %s: %w", a, err)
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up: %w", err)
 	}
 	for _, r := range cfg.Routes {
+		if r.Addr().Is6() && !has6 {
+			continue
+		}
 		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r), Scope: netlink.SCOPE_LINK}
 		for _, a := range cfg.Addrs { // packets to the mesh carry our mesh address
 			if a.Addr().Is4() == r.Addr().Is4() {
@@ -50,7 +60,7 @@ func setUp(cfg Config) error {
 			route.Scope = netlink.SCOPE_UNIVERSE
 			route.Src = nil
 		}
-		if err := netlink.RouteReplace(route); err != nil {
+		if err := addRoute(route); err != nil {
 			return fmt.Errorf("add route %s: %w", r, err)
 		}
 	}
@@ -69,11 +79,34 @@ func quietIPv6(name string, link netlink.Link) {
 // IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
 const nl6AddrGenModeNone = 1
 
-func hintIPv6(a netip.Prefix, err error) string {
-	if a.Addr().Is6() && (errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EACCES)) {
-		return " (IPv6 may be off: see net.ipv6.conf.all.disable_ipv6)"
+// hasIPv6 reports whether the interface name can have IPv6 addresses. Many robots
+// have IPv6 switched off, in the kernel or by sysctl.
+func hasIPv6(name string) bool {
+	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6")
+	return err == nil && len(b) > 0 && b[0] == '0'
+}
+
+// addRoute adds r, unless the kernel did so together with an address. A route that
+// leads elsewhere is not replaced: another program lives on it.
+func addRoute(r *netlink.Route) error {
+	err := netlink.RouteAdd(r)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
 	}
-	return ""
+	family := netlink.FAMILY_V4
+	if r.Dst.IP.To4() == nil {
+		family = netlink.FAMILY_V6
+	}
+	same, lerr := netlink.RouteListFiltered(family, &netlink.Route{Dst: r.Dst}, netlink.RT_FILTER_DST)
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	for _, o := range same {
+		if o.LinkIndex == r.LinkIndex {
+			return nil
+		}
+	}
+	return fmt.Errorf("another interface has it: %w", err)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
