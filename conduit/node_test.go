@@ -122,7 +122,10 @@ func TestConnect(t *testing.T) {
 	m := conduittest.NewMesh(t, 2)
 	ctx := within(t)
 	for i := range 2 { // the lower and the higher PeerID
-		eventually(t, "peer known", func() bool { return len(status(t, m.Node(i)).Peers) == 1 })
+		eventually(t, "peer online", func() bool {
+			p := status(t, m.Node(i)).Peers
+			return len(p) == 1 && p[0].Online
+		})
 		var last atomic.Value
 		if err := m.Node(i).Connect(ctx, m.Node(1-i).ID(), func(s string) { last.Store(s) }); err != nil {
 			t.Fatalf("node%d: %v", i, err)
@@ -239,6 +242,7 @@ func TestAddressesOfCertificate(t *testing.T) {
 	eventually(t, "peer known", func() bool { return len(status(t, m.Node(0)).Peers) == 1 })
 	m.Hub.Enrol(p)
 	eventually(t, "the hub's lie arrives", func() bool { return status(t, m.Node(0)).Peers[0].Virtual4 == "10.66.0.10" })
+	eventually(t, "peer online", func() bool { return status(t, m.Node(0)).Peers[0].Online })
 	if err := m.Node(0).Connect(within(t), p.ID, nil); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("connect: %v, want one about the certificate", err)
 	}

@@ -57,16 +57,18 @@ type Engine struct {
 	background sync.WaitGroup // agents that are closing
 
 	// Owned by run.
-	peers   map[identity.PeerID]*peer
-	strange []strangeSignal // from peers that the hub has not told us of yet
-	doc     *policy.Document
-	docSeq  uint64
+	peers    map[identity.PeerID]*peer
+	strange  []strangeSignal // from peers that the hub has not told us of yet
+	presence map[identity.PeerID]presence
+	doc      *policy.Document
+	docSeq   uint64
 }
 
-// maxStrange and strangeLife bound what is kept for peers yet unknown; idleTick
-// is the longest sleep.
+// maxStrange, strangeLife and maxPresence bound what is kept for peers yet
+// unknown; idleTick is the longest sleep.
 const (
 	maxStrange  = 64
+	maxPresence = 1 << 16
 	strangeLife = 5 * time.Second
 	idleTick    = 15 * time.Second
 )
@@ -83,7 +85,7 @@ func New(cfg Config) *Engine {
 	if cfg.Rehandshake == 0 {
 		cfg.Rehandshake = time.Hour
 	}
-	e := &Engine{cfg: cfg, peers: make(map[identity.PeerID]*peer)}
+	e := &Engine{cfg: cfg, peers: make(map[identity.PeerID]*peer), presence: make(map[identity.PeerID]presence)}
 	e.box.init()
 	return e
 }
@@ -179,10 +181,20 @@ func (e *Engine) Undeliverable(to identity.PeerID, reason string) {
 // Presence takes the hub's word that a peer came or went.
 func (e *Engine) Presence(id identity.PeerID, online bool, instance uint64) {
 	e.box.post(func() {
+		// Kept here, since it may come before the peer itself does.
+		if _, known := e.presence[id]; known || len(e.presence) < maxPresence {
+			e.presence[id] = presence{online, instance}
+		}
 		if p := e.peers[id]; p != nil {
 			p.presence(online, instance, time.Now())
 		}
 	})
+}
+
+// presence is the hub's last word on whether a peer is there.
+type presence struct {
+	online   bool
+	instance uint64
 }
 
 // PeersSynced replaces the set of peers.
@@ -223,6 +235,7 @@ func (e *Engine) changed(c registry.Change) {
 		if p := e.peers[id]; p != nil {
 			p.remove(errors.New("peer left the mesh"))
 			delete(e.peers, id)
+			delete(e.presence, id)
 		}
 	}
 	for _, info := range c.Upserts {

@@ -56,7 +56,8 @@ type peer struct {
 }
 
 func newPeer(e *Engine, info *registry.Peer) *peer {
-	p := &peer{e: e, info: info}
+	here := e.presence[info.ID]
+	p := &peer{e: e, info: info, online: here.online, instance: here.instance}
 	p.dp = &dataplane.Peer{
 		ID: info.ID, Rules: e.cfg.Policy.Peer(info.ID), Virtual4: info.Virtual4, Virtual6: info.Virtual6,
 	}

@@ -390,6 +390,9 @@ func TestCertificateExpired(t *testing.T) {
 func TestTimes(t *testing.T) {
 	p := newPair(t, nil)
 	p.lo.connect(p.now)
+	if next := p.lo.m.NextTick(); !next.Equal(p.now.Add(time.Second)) {
+		t.Errorf("first retry at %v, want a second after %v", next, p.now)
+	}
 	sent := 0
 	for end := p.now.Add(time.Minute); p.now.Before(end); p.now = p.now.Add(100 * time.Millisecond) {
 		p.lo.tick(p.now)
@@ -403,12 +406,19 @@ func TestTimes(t *testing.T) {
 		t.Errorf("left behind: indexes %v, next tick %v", p.lo.idx.live, p.lo.m.NextTick())
 	}
 	// Half-open attempts: no more than three, and they end.
+	var invites [][]byte
 	for range 5 {
 		p.lo.connect(p.now)
-		if err := p.hi.step(p.lo.take(), p.now); err != nil {
+		invites = append(invites, p.lo.take())
+		if err := p.hi.step(invites[len(invites)-1], p.now); err != nil {
 			t.Fatal(err)
 		}
 		p.lo.m.Cancel()
+	}
+	for i, b := range invites {
+		if err := p.hi.step(b, p.now); err == nil {
+			t.Errorf("invite %d again: accepted", i)
+		}
 	}
 	if n := len(p.hi.idx.live); n != 3 {
 		t.Errorf("%d half-open attempts, want 3", n)
