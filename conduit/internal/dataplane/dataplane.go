@@ -5,8 +5,8 @@
 // Outbound, one packet at a time (outbound.go):
 //
 //  1. tun.Read   one goroutine per queue, a batch at a time
-//  2. route      same goroutine, immutable snapshot of the mesh's addresses
-//  3. classify   same goroutine: the lane
+//  2. classify   same goroutine: the lane
+//  3. route      same goroutine, immutable snapshot of the mesh's addresses
 //  4. policy     same goroutine: the verdict
 //  5. lane       one lock per batch; the reader never waits for the network
 //  6. seal       one goroutine per uplink, when the packet leaves its lane

@@ -81,12 +81,12 @@ func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
 	if _, ours := d.local[info.Src]; !ours {
 		return d.drop(b, nil, TxSource)
 	}
+	b.FlowHash = info.Hash()
+	b.Lane = d.classify.Class(&info, b.FlowHash, now)
 	p, ok := d.routes.Lookup(info.Dst)
 	if !ok {
 		return d.drop(b, nil, TxNoRoute)
 	}
-	b.FlowHash = info.Hash()
-	b.Lane = d.classify.Class(&info, b.FlowHash, now)
 	b.Dest = p
 	if !d.cfg.Policy.Outbound(p.Rules, &info, b.Lane, now).Allow {
 		return d.drop(b, p, TxPolicy)
