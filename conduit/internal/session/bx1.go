@@ -35,7 +35,11 @@ type initiator struct {
 
 // newInitiator makes M1.
 func newInitiator(cfg *Config, now time.Time) (*initiator, error) {
-	a := &initiator{cfg: cfg, index: cfg.Indexes.Reserve(), ice: cfg.NewICE(), started: now}
+	// A mesh with a PSK never falls back to none.
+	if cfg.PSK != nil && cfg.psk(cfg.PSKEpoch) == nil {
+		return nil, fmt.Errorf("no pre-shared key of epoch %d", cfg.PSKEpoch)
+	}
+	a := &initiator{cfg: cfg, started: now}
 	_, _ = rand.Read(a.sid[:]) // never fails since Go 1.24
 	var err error
 	if a.eph, err = ecdh.X25519().GenerateKey(rand.Reader); err != nil {
@@ -44,6 +48,7 @@ func newInitiator(cfg *Config, now time.Time) (*initiator, error) {
 	if a.kem, err = mlkem.GenerateKey768(); err != nil {
 		return nil, err
 	}
+	a.index, a.ice = cfg.Indexes.Reserve(), cfg.NewICE() // nothing fails from here on
 	m := wire.Invite{
 		SID: a.sid, Index: a.index, Suites: cfg.Suites, Caps: cfg.Caps, PSKEpoch: cfg.PSKEpoch,
 		From: cfg.Keys.ID(), To: cfg.Peer, Chain: cfg.Chain,

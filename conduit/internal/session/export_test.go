@@ -31,3 +31,9 @@ func GoldenSchedule() []byte {
 	h.Write(signInput("invite", th))
 	return h.Sum(nil)
 }
+
+// MaxSeen is how many invites are remembered.
+const MaxSeen = maxSeen
+
+// Seen returns how many invites m remembers.
+func Seen(m *Machine) int { return len(m.seen) }

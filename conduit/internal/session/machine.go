@@ -279,6 +279,11 @@ func (m *Machine) Step(b []byte, now time.Time) error {
 		if m.attempt == nil || m.attempt.sid != sid {
 			return refuse("offer for no open invite")
 		}
+		// The peer forgets its half as well: a confirm would make a session that
+		// only we have.
+		if now.Sub(m.attempt.started) >= attemptLife {
+			return refuse("offer is too late")
+		}
 		e, confirm, err := m.attempt.offer(b, now)
 		if err != nil {
 			// The hub may have tampered: the genuine offer can still come.
@@ -298,10 +303,10 @@ func (m *Machine) Step(b []byte, now time.Time) error {
 			if err != nil {
 				return err
 			}
-			m.half = append(m.half[:i], m.half[i+1:]...)
-			for len(m.half) > 0 { // older attempts lost the race
+			for range i { // older attempts lost the race; a newer one may still win
 				m.dropHalf()
 			}
+			m.half = m.half[1:]
 			m.established(e)
 			return nil
 		}
@@ -346,10 +351,10 @@ func (m *Machine) invite(b []byte, now time.Time) error {
 		return err
 	}
 	if len(m.seen) >= maxSeen {
-		oldest := h
+		var oldest [32]byte
 		at := now
 		for k, t := range m.seen {
-			if t.Before(at) {
+			if !t.After(at) {
 				oldest, at = k, t
 			}
 		}

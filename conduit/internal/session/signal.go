@@ -2,7 +2,11 @@
 
 package session
 
-import "github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+import (
+	"math"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+)
 
 // signal seals and opens the candidates of one session. The hub relays them and
 // can neither read nor make any.
@@ -33,7 +37,7 @@ func (s *signal) open(b []byte, sid wire.SID) (*Candidates, error) {
 	if err := m.Parse(b); err != nil {
 		return nil, err
 	}
-	if m.Seq < s.next {
+	if m.Seq < s.next || m.Seq == math.MaxUint64 { // after which next would wrap
 		return nil, refuse("candidates were seen before")
 	}
 	plain, err := openOnce(s.suite, s.recv, m.Seq, m.Sealed, m.AppendClear(nil))
