@@ -4,7 +4,10 @@ package session
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/mlkem"
 	"crypto/sha256"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
@@ -37,3 +40,11 @@ const MaxSeen = maxSeen
 
 // Seen returns how many invites m remembers.
 func Seen(m *Machine) int { return len(m.seen) }
+
+// ReplayOffer is what A does with an offer, with the ephemeral keys and ICE
+// credentials of an invite that was made before.
+func ReplayOffer(cfg *Config, invite []byte, eph *ecdh.PrivateKey, kem *mlkem.DecapsulationKey768, ice wire.ICE, offer []byte, now time.Time) (*Established, []byte, error) {
+	a := &initiator{cfg: cfg, eph: eph, kem: kem, invite: invite, ice: ice, started: now}
+	_, a.sid, _ = wire.ParseMsgHeader(invite)
+	return a.offer(offer, now)
+}

@@ -112,6 +112,18 @@ func TestPSKFailsClosed(t *testing.T) {
 	}
 }
 
+// B knows its own epochs only, and says so to A, which knows more.
+func TestPSKEpochUnknown(t *testing.T) {
+	p := newPair(t, func(lo, _ *session.Config) {
+		lo.PSKEpoch, lo.PSK = 2, func(uint8) []byte { return bytes.Repeat([]byte{2}, 32) }
+	})
+	p.lo.connect(p.now)
+	p.run()
+	if len(p.lo.failed) != 1 || !strings.Contains(p.lo.failed[0].Error(), "peer does not know") || len(p.lo.idx.live)+len(p.hi.idx.live) != 0 {
+		t.Errorf("failed %v, indexes %v %v", p.lo.failed, p.lo.idx.live, p.hi.idx.live)
+	}
+}
+
 // Invites that were seen are remembered, but not without bound, and the oldest is
 // the one that is forgotten.
 func TestSeenIsBounded(t *testing.T) {
