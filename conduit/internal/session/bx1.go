@@ -77,13 +77,15 @@ func (a *initiator) offer(b []byte, now time.Time) (*Established, []byte, error)
 	if err != nil {
 		return nil, nil, refuse("bad ML-KEM ciphertext")
 	}
-	ikm := ss
+	ikm := append(make([]byte, 0, 4*32), ss...) // grows in place, so that clear reaches all of it
+	clear(ss)
 	for _, dh := range [][2]any{{a.eph, eB}, {a.eph, a.cfg.PeerX25519}, {a.cfg.Keys.X25519, eB}} {
 		z, err := dh[0].(*ecdh.PrivateKey).ECDH(dh[1].(*ecdh.PublicKey))
 		if err != nil {
 			return nil, nil, refuse("degenerate X25519 key")
 		}
 		ikm = append(ikm, z...)
+		clear(z)
 	}
 	th := transcript(m.Suite, a.invite, m.AppendClear(nil))
 	s := newSchedule(m.Suite, a.cfg.psk(a.cfg.PSKEpoch), ikm, th)
@@ -187,13 +189,15 @@ func newResponder(cfg *Config, b []byte, now time.Time) (*responder, error) {
 		return nil, err
 	}
 	ss, ct := ek.Encapsulate()
-	ikm := ss
+	ikm := append(make([]byte, 0, 4*32), ss...) // grows in place, so that clear reaches all of it
+	clear(ss)
 	for _, dh := range [][2]any{{eph, eA}, {cfg.Keys.X25519, eA}, {eph, cert.X25519}} {
 		z, err := dh[0].(*ecdh.PrivateKey).ECDH(dh[1].(*ecdh.PublicKey))
 		if err != nil {
 			return nil, refuse("degenerate X25519 key")
 		}
 		ikm = append(ikm, z...)
+		clear(z)
 	}
 	r := &responder{
 		cfg: cfg, sid: m.SID, index: cfg.Indexes.Reserve(), remote: m.Index, caps: m.Caps, suite: suite,

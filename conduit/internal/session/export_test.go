@@ -48,3 +48,17 @@ func ReplayOffer(cfg *Config, invite []byte, eph *ecdh.PrivateKey, kem *mlkem.De
 	_, a.sid, _ = wire.ParseMsgHeader(invite)
 	return a.offer(offer, now)
 }
+
+// NewestErased returns a func that tells whether the handshake keys of m's newest
+// unconfirmed attempt, as it is now, were erased.
+func NewestErased(m *Machine) func() bool {
+	s := m.half[len(m.half)-1].sched
+	return func() bool {
+		for _, k := range [][]byte{s.hs, s.hsA, s.hsB, s.finA, s.finB} {
+			if !bytes.Equal(k, make([]byte, 32)) {
+				return false
+			}
+		}
+		return true
+	}
+}

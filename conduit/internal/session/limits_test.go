@@ -248,3 +248,37 @@ func TestUndeliverable(t *testing.T) {
 		}
 	}
 }
+
+// The handshake keys go with the attempt, however it ends.
+func TestErased(t *testing.T) {
+	for name, end := range map[string]func(p *pair, a *ref, m2 []byte){
+		"confirmed": func(p *pair, a *ref, m2 []byte) { _ = p.hi.step(a.confirm(m2, lie{}), p.now) },
+		"expired":   func(p *pair, _ *ref, _ []byte) { p.hi.tick(p.now.Add(5 * time.Second)) },
+		"closed":    func(p *pair, _ *ref, _ []byte) { p.hi.m.Close() },
+	} {
+		p := newPair(t, nil)
+		a := p.lo.as(t, p.hi)
+		if err := p.hi.step(a.invite(lie{}), p.now); err != nil {
+			t.Fatal(err)
+		}
+		erased := session.NewestErased(p.hi.m)
+		if erased() {
+			t.Fatalf("%s: erased before", name)
+		}
+		end(p, a, p.hi.take())
+		if !erased() {
+			t.Errorf("%s: keys are still there", name)
+		}
+	}
+}
+
+func TestConnectTwice(t *testing.T) {
+	p := newPair(t, nil)
+	for _, e := range []*end{p.lo, p.hi} {
+		e.connect(p.now)
+		e.connect(p.now.Add(100 * time.Millisecond))
+		if len(e.out) != 1 || !e.m.NextTick().Equal(p.now.Add(time.Second)) {
+			t.Errorf("%d messages, next tick %v", len(e.out), e.m.NextTick())
+		}
+	}
+}
