@@ -92,7 +92,13 @@ func parse6(b []byte, info *Info) bool {
 	info.Src = netip.AddrFrom16([16]byte(b[8:24]))
 	info.Dst = netip.AddrFrom16([16]byte(b[24:40]))
 	next, rest := b[6], b[40:]
-	for range maxExtensions {
+	for n := 0; ; n++ {
+		switch next {
+		case 0, 43, 44, 60:
+			if n == maxExtensions {
+				return false // a chain that long hides something
+			}
+		}
 		switch next {
 		case 0, 43, 60: // hop-by-hop, routing, destination options
 			if len(rest) < 8 || len(rest) < 8+8*int(rest[1]) {
@@ -121,7 +127,6 @@ func parse6(b []byte, info *Info) bool {
 			return transport(rest, info)
 		}
 	}
-	return false // a chain that long hides something
 }
 
 // transport decodes ports and flags.

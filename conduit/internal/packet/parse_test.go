@@ -67,6 +67,7 @@ func TestParse(t *testing.T) {
 		"udp6":             {ip6(17, udp(1, 2, 3)), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3}},
 		"extension":        {ip6(0, ext), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3}},
 		"atomic fragment":  {ip6(44, frag(0, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3}},
+		"reserved bits":    {ip6(44, frag(6, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3}},
 		"first fragment 6": {ip6(44, frag(1, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Fragment: FirstFragment, FragmentID: 0x1234}},
 		"later fragment 6": {ip6(44, frag(8, []byte{9})), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, Fragment: LaterFragment, FragmentID: 0x1234}},
 	} {
@@ -90,13 +91,22 @@ func TestParse(t *testing.T) {
 			}
 		})
 	}
-	long := udp(1, 2, 3)
-	for range maxExtensions + 1 {
-		long = append([]byte{60, 0, 0, 0, 0, 0, 0, 0}, long...)
+	if !Parse(chain(maxExtensions), new(Info)) {
+		t.Errorf("%d extension headers were refused", maxExtensions)
 	}
-	if Parse(ip6(60, long), new(Info)) {
-		t.Error("an endless chain of extension headers was accepted")
+	if Parse(chain(maxExtensions+1), new(Info)) {
+		t.Errorf("%d extension headers were accepted", maxExtensions+1)
 	}
+}
+
+// chain builds an IPv6 packet with n extension headers before UDP.
+func chain(n int) []byte {
+	next, b := byte(17), udp(1, 2, 3)
+	for range n {
+		b = append([]byte{next, 0, 0, 0, 0, 0, 0, 0}, b...)
+		next = 60
+	}
+	return ip6(next, b)
 }
 
 // naive is a second reading of the same rules, written for clarity.
@@ -157,12 +167,13 @@ func naive(b []byte) (proto int, sport, dport uint16, later, ok bool) {
 func FuzzParse(f *testing.F) {
 	f.Add(ip4(17, 0, udp(1, 2, 3)))
 	f.Add(ip4(6, 0x2000, tcp(1, 2, 2, 0)))
+	f.Add(chain(maxExtensions))
+	f.Add(chain(maxExtensions + 1))
 	f.Add(ip6(0, append([]byte{44, 0, 0, 0, 0, 0, 0, 0, 17, 0, 0, 1, 0, 0, 0, 0}, udp(1, 2, 3)...)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var i Info
 		got := Parse(b, &i)
 		proto, sport, dport, later, ok := naive(b)
-		// At the ninth header Parse stops although the next one may be the last.
 		if got != ok {
 			t.Fatalf("Parse = %v, naive = %v for %x", got, ok, b)
 		}

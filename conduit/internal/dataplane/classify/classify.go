@@ -5,6 +5,7 @@
 package classify
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,6 +35,8 @@ func DefaultRules() []Rule {
 }
 
 const (
+	// FIN and RST use the sequence space as payload does.
+	tcpFINRST = 5
 	fragSlots = 64
 	fragLife  = int64(time.Second)
 	// flowSlots is a power of two; flows that share a slot only wait for each other.
@@ -59,12 +62,12 @@ type fragment struct {
 	at   int64
 }
 
-// New returns a classifier; nil means DefaultRules.
+// New returns a classifier with a copy of rules; nil means DefaultRules.
 func New(rules []Rule) *Classifier {
 	if rules == nil {
 		rules = DefaultRules()
 	}
-	return &Classifier{rules: rules}
+	return &Classifier{rules: slices.Clone(rules)}
 }
 
 // Class returns the lane of a packet. now is a monotonic clock in nanoseconds,
@@ -78,7 +81,7 @@ func (c *Classifier) Class(info *packet.Info, flow uint32, now int64) packet.Lan
 		return c.fragment(info, now)
 	}
 	lane := c.match(info)
-	if info.Proto == packet.ProtoTCP && info.Payload > 0 {
+	if info.Proto == packet.ProtoTCP && (info.Payload > 0 || info.TCPFlags&tcpFINRST != 0) {
 		slot := &c.queued[flow%flowSlots]
 		for lower := packet.Bulk; lower > lane; lower-- {
 			if slot[lower].Load() > 0 {
@@ -116,9 +119,17 @@ func (c *Classifier) fragment(info *packet.Info, now int64) packet.Lane {
 	key := packet.Info{Src: info.Src, Dst: info.Dst, Proto: info.Proto, FragmentID: info.FragmentID}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	slot := &c.frags[c.next]
 	for i := range c.frags {
 		f := &c.frags[i]
-		if f.at != 0 && now-f.at < fragLife && f.key == key && info.Fragment == packet.LaterFragment {
+		if f.at == 0 || f.key != key {
+			continue
+		}
+		if info.Fragment == packet.FirstFragment {
+			slot = f // the identification came round: the old datagram is over
+			break
+		}
+		if now-f.at < fragLife {
 			f.at = now
 			return f.lane
 		}
@@ -127,8 +138,10 @@ func (c *Classifier) fragment(info *packet.Info, now int64) packet.Lane {
 		return packet.Bulk // its first fragment is unknown, so is its port
 	}
 	lane := c.match(info)
-	c.frags[c.next] = fragment{key, lane, max(now, 1)}
-	c.next = (c.next + 1) % fragSlots
+	if slot == &c.frags[c.next] {
+		c.next = (c.next + 1) % fragSlots
+	}
+	*slot = fragment{key, lane, max(now, 1)}
 	return lane
 }
 

@@ -82,6 +82,56 @@ func TestFragments(t *testing.T) {
 	}
 }
 
+// A first fragment that has the identification of an older datagram replaces it.
+func TestFragmentIDReused(t *testing.T) {
+	c := New(nil)
+	now := int64(time.Hour)
+	first := packet.Info{Src: a, Dst: b, Proto: 17, Len: 1350, DstPort: 5006, Fragment: packet.FirstFragment, FragmentID: 7}
+	later := packet.Info{Src: a, Dst: b, Proto: 17, Len: 800, Fragment: packet.LaterFragment, FragmentID: 7}
+	c.Class(&first, 1, now)
+	first.DstPort = 9
+	c.Class(&first, 1, now+1)
+	if got := c.Class(&later, 1, now+2); got != packet.Bulk {
+		t.Errorf("later fragment: %v, want bulk like its own first", got)
+	}
+}
+
+// Many datagrams in pieces at a time are remembered, and each of them as long as
+// pieces keep coming.
+func TestManyFragments(t *testing.T) {
+	c := New(nil)
+	now := int64(time.Hour)
+	first := packet.Info{Src: a, Dst: b, Proto: 17, Len: 1350, DstPort: 5006, Fragment: packet.FirstFragment}
+	later := packet.Info{Src: a, Dst: b, Proto: 17, Len: 800, Fragment: packet.LaterFragment}
+	for id := range uint32(fragSlots) {
+		first.FragmentID = id
+		c.Class(&first, 1, now)
+	}
+	for range 3 {
+		now += fragLife - 1
+		for id := range uint32(fragSlots) {
+			later.FragmentID = id
+			if got := c.Class(&later, 1, now); got != packet.Telemetry {
+				t.Fatalf("fragment of datagram %d: %v, want telemetry", id, got)
+			}
+		}
+	}
+	first.FragmentID, later.FragmentID = fragSlots, 0
+	c.Class(&first, 1, now)
+	if got := c.Class(&later, 1, now); got != packet.Bulk {
+		t.Errorf("fragment of the oldest datagram in a full table: %v, want bulk", got)
+	}
+}
+
+func TestRulesAreCopied(t *testing.T) {
+	rules := DefaultRules()
+	c := New(rules)
+	rules[2].Lane = packet.Bulk
+	if got := c.Class(&packet.Info{Proto: 17, Len: 500, DstPort: 5006}, 1, 0); got != packet.Telemetry {
+		t.Errorf("a change of the caller's rules reached the classifier: %v, want telemetry", got)
+	}
+}
+
 func TestNoOvertaking(t *testing.T) {
 	c := New(nil)
 	seg := packet.Info{Proto: packet.ProtoTCP, Len: 60, Payload: 8}
@@ -96,9 +146,23 @@ func TestNoOvertaking(t *testing.T) {
 	if got := c.Class(&seg, 6, 0); got != packet.Critical {
 		t.Errorf("small segment of another flow: %v, want critical", got)
 	}
+	for _, flags := range []uint8{1, 4} { // FIN and RST come in order, too
+		end := packet.Info{Proto: packet.ProtoTCP, Len: 52, TCPFlags: flags}
+		if got := c.Class(&end, 5, 0); got != packet.Bulk {
+			t.Errorf("flags %d behind their own flow: %v, want bulk", flags, got)
+		}
+	}
 	c.Left(5, packet.Bulk)
 	if got := c.Class(&seg, 5, 0); got != packet.Critical {
 		t.Errorf("small segment after its flow drained: %v, want critical", got)
+	}
+	c.Queued(5, packet.Telemetry)
+	if got := c.Class(&seg, 5, 0); got != packet.Telemetry {
+		t.Errorf("small segment behind telemetry of its flow: %v, want telemetry", got)
+	}
+	c.Queued(5, packet.Bulk)
+	if got := c.Class(&seg, 5, 0); got != packet.Bulk {
+		t.Errorf("small segment behind telemetry and bulk of its flow: %v, want bulk", got)
 	}
 }
 

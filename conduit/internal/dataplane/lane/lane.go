@@ -43,6 +43,7 @@ type Stats struct {
 type Uplink struct {
 	cfg  Config
 	wake chan struct{}
+	done chan struct{} // closed by Close
 
 	mu     sync.Mutex // guards the rest
 	closed bool
@@ -63,7 +64,7 @@ type ring struct {
 
 // New returns an empty Uplink.
 func New(cfg Config) *Uplink {
-	u := &Uplink{cfg: cfg, wake: make(chan struct{}, 1)}
+	u := &Uplink{cfg: cfg, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	for l, size := range [packet.NumLanes]struct{ set, def int }{
 		{cfg.Critical, DefaultCritical}, {cfg.Telemetry, DefaultTelemetry}, {cfg.Bulk, DefaultBulk},
 	} {
@@ -76,14 +77,15 @@ func New(cfg Config) *Uplink {
 	return u
 }
 
-// Enqueue takes all bufs, each into its Lane, and never waits.
+// Enqueue takes all bufs, each into its Lane, and never waits. It overwrites
+// elements of bufs.
 func (u *Uplink) Enqueue(bufs []*packet.Buf) {
-	var few [16]*packet.Buf
-	dropped := few[:0]
+	dropped := bufs[:0] // at most one for each that was read, so in place
 	u.mu.Lock()
 	if u.closed {
 		u.mu.Unlock()
 		for _, b := range bufs {
+			u.left(b)
 			b.Release()
 		}
 		return
@@ -169,6 +171,8 @@ func (u *Uplink) Wait(done <-chan struct{}) bool {
 		}
 		select {
 		case <-u.wake:
+		case <-u.done:
+			return false
 		case <-done:
 			return false
 		}
@@ -178,7 +182,10 @@ func (u *Uplink) Wait(done <-chan struct{}) bool {
 // Close releases what waits and ends Wait. Idempotent.
 func (u *Uplink) Close() {
 	u.mu.Lock()
-	u.closed = true
+	if !u.closed {
+		u.closed = true
+		close(u.done)
+	}
 	var rest []*packet.Buf
 	for l := range u.lanes {
 		for u.lanes[l].n > 0 {
@@ -186,10 +193,6 @@ func (u *Uplink) Close() {
 		}
 	}
 	u.mu.Unlock()
-	select {
-	case u.wake <- struct{}{}:
-	default:
-	}
 	for _, b := range rest {
 		b.Release()
 	}

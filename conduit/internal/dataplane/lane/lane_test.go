@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"go.uber.org/goleak"
 
@@ -138,6 +139,96 @@ func TestWait(t *testing.T) {
 	}
 }
 
+func TestCloseEndsEveryWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := New(Config{})
+		done := make(chan struct{}) // ends the test where Close does not
+		defer close(done)
+		got := make(chan bool, 3)
+		for range cap(got) {
+			go func() { got <- u.Wait(done) }()
+		}
+		synctest.Wait() // all of them wait
+		u.Close()
+		synctest.Wait()
+		if len(got) != cap(got) {
+			t.Errorf("Close ended %d of %d Waits", len(got), cap(got))
+		}
+		for range len(got) {
+			if <-got {
+				t.Error("Wait = true after Close")
+			}
+		}
+	})
+}
+
+// released tells whether b is back in the pool, and puts it there.
+func released(b *packet.Buf) (yes bool) {
+	defer func() { yes = recover() != nil }()
+	b.Release()
+	return false
+}
+
+// Whatever the Uplink took and did not give back was released, and counted.
+func TestDrops(t *testing.T) {
+	flows := &flowCount{n: map[uint32]int{}}
+	u := New(Config{Critical: 2, Telemetry: 2, Bulk: 2, Flows: flows})
+	all := make(map[*packet.Buf]packet.Lane)
+	fill := func() {
+		for l := range packet.Lane(packet.NumLanes) {
+			var batch []*packet.Buf
+			for i := range 5 {
+				b := buf(l, 100+i)
+				b.FlowHash = uint32(l)
+				all[b] = l
+				flows.add(uint32(l), 1)
+				batch = append(batch, b)
+			}
+			u.Enqueue(batch)
+		}
+	}
+	fill()
+	for l, s := range u.Stats() {
+		want := Stats{Enqueued: 5, Overflow: 3, Depth: 2, Bytes: 104 + 105}
+		if packet.Lane(l) == packet.Bulk {
+			want.Enqueued, want.Bytes = 2, 101+102
+		}
+		if s != want {
+			t.Errorf("%v: %+v, want %+v", packet.Lane(l), s, want)
+		}
+	}
+	dst := make([]*packet.Buf, 1)
+	u.Dequeue(dst)
+	delete(all, dst[0])
+	dst[0].Release()
+	if s := u.Stats()[packet.Critical]; s.Dequeued != 1 || s.Bytes != 105 {
+		t.Errorf("after one left: %+v, want 1 dequeued and 105 bytes", s)
+	}
+	u.Close()
+	for l, s := range u.Stats() {
+		if s.Depth != 0 || s.Bytes != 0 {
+			t.Errorf("%v after Close: %+v, want nothing", packet.Lane(l), s)
+		}
+	}
+	for b, l := range all {
+		if !released(b) {
+			t.Errorf("a buffer of %v was not released", l)
+		}
+	}
+	clear(all)
+	fill()
+	for b, l := range all {
+		if !released(b) {
+			t.Errorf("a buffer of %v that came after Close was not released", l)
+		}
+	}
+	for flow, n := range flows.n {
+		if n != 0 {
+			t.Errorf("lane %d: %d packets never left", flow, n)
+		}
+	}
+}
+
 func TestConcurrent(t *testing.T) {
 	u := New(Config{Flows: &flowCount{n: map[uint32]int{}}})
 	done := make(chan struct{})
@@ -188,6 +279,25 @@ func TestAllocs(t *testing.T) {
 		u.Dequeue(bufs)
 	}); n != 0 {
 		t.Errorf("8 packets allocate %v times, want 0", n)
+	}
+}
+
+// A full lane is when allocating would hurt most.
+func TestOverflowAllocs(t *testing.T) {
+	for _, l := range []packet.Lane{packet.Critical, packet.Bulk} {
+		u := New(Config{Critical: 4, Bulk: 4})
+		const batch, runs = 128, 50
+		spare := make([]*packet.Buf, batch*(runs+1)) // AllocsPerRun warms up once
+		for i := range spare {
+			spare[i] = buf(l, i)
+		}
+		if n := testing.AllocsPerRun(runs, func() {
+			u.Enqueue(spare[:batch])
+			spare = spare[batch:]
+		}); n != 0 {
+			t.Errorf("%v: %d packets into a full lane allocate %v times, want 0", l, batch, n)
+		}
+		u.Close()
 	}
 }
 
