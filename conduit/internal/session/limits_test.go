@@ -282,3 +282,86 @@ func TestConnectTwice(t *testing.T) {
 		}
 	}
 }
+
+// NextTick names each moment at which Tick has something to do, and no other.
+func TestNextTick(t *testing.T) {
+	p := newPair(t, nil)
+	p.lo.connect(p.now)
+	for _, s := range []int{1, 3, 7, 15, 23, 30} {
+		next := p.lo.m.NextTick()
+		if want := p.now.Add(time.Duration(s) * time.Second); !next.Equal(want) {
+			t.Fatalf("next tick after %v, want %d s", next.Sub(p.now), s)
+		}
+		p.lo.tick(next)
+	}
+	if len(p.lo.out) != 6 || len(p.lo.failed) != 1 || !p.lo.m.NextTick().IsZero() {
+		t.Errorf("%d invites, failed %v, next tick %v", len(p.lo.out), p.lo.failed, p.lo.m.NextTick())
+	}
+	if err := p.hi.step(p.lo.out[0], p.now); err != nil {
+		t.Fatal(err)
+	}
+	if next := p.hi.m.NextTick(); !next.Equal(p.now.Add(5 * time.Second)) {
+		t.Errorf("half-open attempt: next tick after %v", next.Sub(p.now))
+	}
+	p.hi.tick(p.hi.m.NextTick())
+	if !p.hi.m.NextTick().IsZero() || len(p.hi.idx.live) != 0 {
+		t.Error("half-open attempt outlived its tick")
+	}
+}
+
+// A Connect fails for its own reasons.
+func TestLastErrorIsOfThisConnect(t *testing.T) {
+	p := newPair(t, nil)
+	for _, hub := range []bool{true, false} {
+		p.lo.connect(p.now)
+		if hub {
+			p.lo.m.Undeliverable("queue full")
+		}
+		p.now = p.now.Add(30 * time.Second)
+		p.lo.tick(p.now)
+		if err := p.lo.failed[len(p.lo.failed)-1]; errors.Is(err, session.ErrNoAnswer) == hub {
+			t.Errorf("hub spoke %t: %v", hub, err)
+		}
+	}
+}
+
+// While a PSK is replaced the two ends may begin under different epochs; that of
+// the invite counts.
+func TestPSKEpochOfInvite(t *testing.T) {
+	p := newPair(t, func(_, hi *session.Config) {
+		old := hi.PSK
+		hi.PSKEpoch, hi.PSK = 2, func(epoch uint8) []byte {
+			if epoch == 2 {
+				return bytes.Repeat([]byte{2}, 32)
+			}
+			return old(epoch)
+		}
+	})
+	p.hi.connect(p.now)
+	p.run()
+	p.agreed()
+}
+
+// Each knock makes the lower peer begin anew, so there is a least time between.
+func TestKnockRate(t *testing.T) {
+	p := newPair(t, nil)
+	knock := func(n byte) []byte {
+		k := wire.Knock{SID: wire.SID{n}, From: p.hi.keys.ID(), To: p.lo.keys.ID()}
+		k.Sig = refSign(p.hi.keys.Ed25519, "knock", refHash(k.AppendUnsigned(nil)))
+		return k.Append(nil)
+	}
+	for i, c := range []struct {
+		after time.Duration
+		taken bool
+	}{{0, true}, {0, false}, {499 * time.Millisecond, false}, {time.Millisecond, true}, {499 * time.Millisecond, false}, {time.Second, true}} {
+		p.now = p.now.Add(c.after)
+		before := len(p.lo.out)
+		err := p.lo.step(knock(byte(i)), p.now)
+		if (err == nil) != c.taken || (len(p.lo.out) > before) != c.taken {
+			t.Errorf("knock %d: %v, %d invites", i, err, len(p.lo.out)-before)
+		}
+		if n := len(p.lo.idx.live); n != 1 {
+			t.Errorf("knock %d: %d attempts open", i, n)
+		}
+	}
+}
