@@ -6,9 +6,11 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +25,8 @@ const (
 	// A run may have 64 segments before Linux 6.9, and must fit one IPv4 datagram.
 	maxSegments = 64
 	maxRun      = 65507
+	// maxSendWait is how long a full socket buffer may make no room.
+	maxSendWait = 100 * time.Millisecond
 	// So many runs refused as invalid, without one taken in between, are not the
 	// fault of single paths any more.
 	maxInvalid = 16
@@ -76,6 +80,7 @@ type sendState struct {
 	used  int
 	done  int
 	errno syscall.Errno
+	wait  bool // fn may park until the socket is writable
 	// invalid counts refused runs since the last one that was taken.
 	invalid int
 	fn      func(fd uintptr) bool
@@ -273,7 +278,20 @@ func (b *linuxBind) flush(msgs []Message) (sent int, err error) {
 	s := &b.send
 	for s.done < s.used {
 		before := s.done
-		if e := b.raw.Write(s.fn); e != nil {
+		e := b.raw.Write(s.fn)
+		if e == nil && s.errno == unix.EAGAIN && s.done == before {
+			// The buffer is full. An uplink that moves at all makes room soon; one that
+			// is stuck must not hold up the other sockets for ever.
+			_ = b.conn.SetWriteDeadline(time.Now().Add(maxSendWait))
+			s.wait = true
+			e = b.raw.Write(s.fn)
+			s.wait = false
+			_ = b.conn.SetWriteDeadline(time.Time{})
+			if errors.Is(e, os.ErrDeadlineExceeded) {
+				return sent, e
+			}
+		}
+		if e != nil {
 			return sent, e
 		}
 		for i := before; i < s.done; i++ {
@@ -282,7 +300,7 @@ func (b *linuxBind) flush(msgs []Message) (sent int, err error) {
 				s.invalid = 0
 			}
 		}
-		if s.errno == 0 {
+		if s.errno == 0 || s.errno == unix.EAGAIN {
 			continue
 		}
 		// The header at s.done was refused.
@@ -319,9 +337,10 @@ func (b *linuxBind) runRefused(errno syscall.Errno) bool {
 	return true
 }
 
-// singly resends the messages of a refused run one by one. It uses headers that
-// are sent already.
+// singly resends the messages of a refused run one by one.
 func (b *linuxBind) singly(msgs []Message) (sent int, err error) {
+	_ = b.conn.SetWriteDeadline(time.Now().Add(maxSendWait))
+	defer func() { _ = b.conn.SetWriteDeadline(time.Time{}) }()
 	for i := range msgs {
 		if _, e := b.conn.WriteToUDPAddrPort(msgs[i].Buf, msgs[i].Addr); e != nil {
 			err = e
@@ -342,7 +361,8 @@ func (b *linuxBind) sendmmsg(fd uintptr) bool {
 			s.done += int(n)
 		case unix.EINTR, unix.ECONNREFUSED: // the latter is about an earlier send
 		case unix.EAGAIN:
-			return false
+			s.errno = e
+			return !s.wait
 		default:
 			s.errno = e
 			return true

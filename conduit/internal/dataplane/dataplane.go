@@ -134,6 +134,12 @@ func (d *Dataplane) Close() error {
 // Now is the packet path's clock: nanoseconds since New, monotonic.
 func (d *Dataplane) Now() int64 { return int64(time.Since(d.start)) }
 
+// IsLocal reports whether a is one of our own virtual addresses.
+func (d *Dataplane) IsLocal(a netip.Addr) bool {
+	_, ok := d.local[a]
+	return ok
+}
+
 // SetRoutes replaces the table of virtual addresses.
 func (d *Dataplane) SetRoutes(m map[netip.Addr]*Peer) { d.routes.Set(m) }
 

@@ -250,6 +250,43 @@ func TestNoOvertakingWhileHeld(t *testing.T) {
 	}
 }
 
+// A command that waited too long is dropped, not delivered late.
+func TestStale(t *testing.T) {
+	r := newRig(t)
+	old, fresh := packet.Get(), packet.Get()
+	old.N = copy(old.Raw()[packet.Headroom:], udp(addrA, addrB, 10))
+	fresh.N = copy(fresh.Raw()[packet.Headroom:], udp(addrA, addrB, 20))
+	r.d.start = r.d.start.Add(-time.Minute) // a minute has passed
+	now := r.d.Now()
+	r.d.admit(old, now-maxHeldAge-1)
+	r.d.admit(fresh, now)
+	r.sess.SetPath(&Path{Remote: outerB})
+	r.d.Activate(r.peer, r.sess)
+	m := <-r.bind.out
+	if got := len(m.Buf) - wire.Overhead; got != 48 {
+		t.Errorf("sent a packet of %d bytes, want the fresh one of 48", got)
+	}
+	if n := r.tx(TxStale); n != 1 {
+		t.Errorf("%d packets counted as stale, want 1", n)
+	}
+}
+
+func TestProbeRate(t *testing.T) {
+	var r rate
+	n := 0
+	for range 100 {
+		if r.allow(5) {
+			n++
+		}
+	}
+	if n < 20 || n > 22 {
+		t.Errorf("%d of 100 at once, want about 20", n)
+	}
+	if !r.allow(5 + int64(time.Second)) {
+		t.Error("refused after a second of quiet")
+	}
+}
+
 func TestHoldIsBounded(t *testing.T) {
 	r := newRig(t)
 	for range maxHeld + 5 {
@@ -344,15 +381,17 @@ func TestProbeAndControl(t *testing.T) {
 func TestIndexes(t *testing.T) {
 	r := newRig(t)
 	seen := map[uint32]bool{}
+	var all []uint32
 	for range 2000 {
 		i := r.d.Reserve()
 		if i == 0 || i == wire.ReservedIndex || seen[i>>16] {
 			t.Fatalf("index %08x", i)
 		}
 		seen[i>>16] = true
+		all = append(all, i)
 	}
-	for i := range seen {
-		r.d.Release(i << 16)
+	for _, i := range all {
+		r.d.Release(i)
 	}
 	if s := r.d.sessions.lookup(r.sess.LocalIndex); s != r.sess {
 		t.Error("the live session is lost")

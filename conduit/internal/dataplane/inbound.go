@@ -6,15 +6,13 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/seal"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 	"github.com/bauxite-mesh/bauxite/conduit/transport"
 )
-
-// maxReceiveErrors is how many receive errors in a row end a socket's reader.
-const maxReceiveErrors = 1000
 
 // reader is the state of one socket's goroutine.
 type reader struct {
@@ -38,14 +36,20 @@ func (d *Dataplane) readSocket(bind, socket int) {
 		msgs[i].Buf = make([]byte, b.RecvBufSize())
 	}
 	r := &reader{d: d, bind: bind}
-	for failures := 0; failures < maxReceiveErrors; {
+	for failures := 0; ; {
 		n, err := b.Receive(socket, msgs)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			failures++
-			d.cfg.Logger.Debug("receive datagrams", "bind", bind, "err", err)
+			if failures++; failures == 1 {
+				d.cfg.Logger.Warn("receive datagrams", "bind", bind, "err", err)
+			}
+			select { // such as for want of memory: it passes
+			case <-time.After(min(time.Duration(failures)*time.Millisecond, 100*time.Millisecond)):
+			case <-d.done:
+				return
+			}
 			continue
 		}
 		failures = 0
@@ -64,7 +68,6 @@ func (d *Dataplane) readSocket(bind, socket int) {
 		}
 		r.flush()
 	}
-	d.cfg.Logger.Error("socket gives nothing but errors; stopped reading it", "bind", bind)
 }
 
 // flush writes the opened packets to the device.
@@ -161,6 +164,10 @@ func (r *reader) data(s *Session, pkt []byte) {
 
 // probe answers on the path on which it came.
 func (r *reader) probe(s *Session, body []byte, size int, m *transport.Message) {
+	if !s.probes.allow(r.now) {
+		r.drop(RxProbeRate)
+		return
+	}
 	var ack wire.ProbeAck
 	if ack.Probe.Parse(body) != nil {
 		r.drop(RxMalformed)

@@ -3,8 +3,6 @@
 package dataplane
 
 import (
-	"errors"
-	"net"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
@@ -53,11 +51,12 @@ func (d *Dataplane) readTun(queue int) {
 			ready = ready[:0]
 		}
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				break
+			select {
+			case <-d.done: // closed by us
+			default:
+				d.stats.deviceErrs.Add(1)
+				d.cfg.Logger.Error("the tun device is gone; nothing can be sent any more", "device", dev.Name(), "err", err)
 			}
-			d.stats.deviceErrs.Add(1)
-			d.cfg.Logger.Warn("read from tun device", "device", dev.Name(), "err", err)
 			break
 		}
 	}
@@ -99,6 +98,7 @@ func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
 		}
 		return true
 	}
+	b.Enqueued = now
 	held, evicted := p.hold(b)
 	if evicted != nil {
 		d.classify.Left(evicted.FlowHash, evicted.Lane)

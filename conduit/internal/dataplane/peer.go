@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/seal"
@@ -17,9 +18,13 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/policy"
 )
 
-// maxHeld bounds the packets that wait for a peer's session; the oldest goes
-// first.
-const maxHeld = 64
+// maxHeld bounds the packets that wait for a peer's session, the oldest goes
+// first, and maxHeldAge how long one may: a command that is delivered late is
+// worse than one that is lost.
+const (
+	maxHeld    = 64
+	maxHeldAge = int64(time.Second)
+)
 
 // Peer is the packet path's view of another node.
 type Peer struct {
@@ -70,17 +75,22 @@ func (p *Peer) hold(b *packet.Buf) (held bool, evicted *packet.Buf) {
 	return true, evicted
 }
 
-// swap makes s the session in use and returns what waited for one.
-func (p *Peer) swap(s *Session) []*packet.Buf {
+// swap makes s the session in use and returns what waited for one: what is still
+// fresh, and what has become stale.
+func (p *Peer) swap(s *Session, now int64) (fresh, stale []*packet.Buf) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.active.Store(s)
 	if s == nil {
-		return nil
+		return nil, nil
 	}
-	held := p.held
+	i := 0
+	for i < len(p.held) && now-p.held[i].Enqueued > maxHeldAge {
+		i++
+	}
+	stale, fresh = p.held[:i], p.held[i:]
 	p.held = nil
-	return held
+	return fresh, stale
 }
 
 // Path is one way to a peer.
@@ -102,6 +112,20 @@ type Session struct {
 
 	path     atomic.Pointer[Path]
 	lastRecv stamp
+	probes   rate
+}
+
+// rate lets through 20 a second with bursts of 20 (GCRA, ITU-T I.371).
+type rate struct{ next atomic.Int64 }
+
+func (r *rate) allow(now int64) bool {
+	const gap, burst = int64(50 * time.Millisecond), int64(time.Second)
+	next := max(r.next.Load(), now)
+	if next-now > burst {
+		return false
+	}
+	r.next.Store(next + gap) // racing readers may let one more through
+	return true
 }
 
 // NewSession prepares a session from a finished handshake.
@@ -133,8 +157,8 @@ func (s *Session) LastRecv() int64 { return s.lastRecv.Load() }
 type sessionTable struct {
 	pages [256]atomic.Pointer[[256]atomic.Pointer[Session]]
 
-	mu       sync.Mutex // guards reserved
-	reserved map[uint16]struct{}
+	mu       sync.Mutex        // guards reserved
+	reserved map[uint16]uint32 // slot to index
 }
 
 func (t *sessionTable) lookup(index uint32) *Session {
@@ -155,7 +179,7 @@ func (d *Dataplane) Reserve() uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.reserved == nil {
-		t.reserved = make(map[uint16]struct{})
+		t.reserved = make(map[uint16]uint32)
 	}
 	var b [4]byte
 	for {
@@ -165,7 +189,7 @@ func (d *Dataplane) Reserve() uint32 {
 		if _, taken := t.reserved[slot]; taken || index == 0 || index == wire.ReservedIndex {
 			continue
 		}
-		t.reserved[slot] = struct{}{}
+		t.reserved[slot] = index
 		if page := &t.pages[slot>>8]; page.Load() == nil {
 			page.Store(new([256]atomic.Pointer[Session]))
 		}
@@ -179,9 +203,11 @@ func (d *Dataplane) Release(index uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	slot := uint16(index >> 16)
-	if page := t.pages[slot>>8].Load(); page != nil {
-		page[slot&255].Store(nil)
+	if t.reserved[slot] != index {
+		return // released before, and the slot may serve another by now
 	}
+	page := t.pages[slot>>8].Load()
+	page[slot&255].Store(nil)
 	delete(t.reserved, slot)
 }
 
@@ -196,9 +222,21 @@ func (d *Dataplane) Remove(s *Session) { d.Release(s.LocalIndex) }
 // Activate makes s, which may be nil, the session that p's packets use and sends
 // what waited for it.
 func (d *Dataplane) Activate(p *Peer, s *Session) {
-	if held := p.swap(s); len(held) > 0 {
-		d.lanes.Enqueue(held)
+	fresh, stale := p.swap(s, d.Now())
+	d.discard(p, stale, TxStale)
+	if len(fresh) > 0 {
+		d.lanes.Enqueue(fresh)
 	}
+}
+
+// discard releases packets that were held.
+func (d *Dataplane) discard(p *Peer, held []*packet.Buf, why TxReason) {
+	for _, b := range held {
+		d.classify.Left(b.FlowHash, b.Lane)
+		b.Release()
+	}
+	p.txDropped.Add(uint64(len(held)))
+	d.stats.tx[why].Add(uint64(len(held)))
 }
 
 // Abandon drops the packets that wait for a session with p, since none can be
@@ -208,10 +246,5 @@ func (d *Dataplane) Abandon(p *Peer, why TxReason) {
 	held := p.held
 	p.held = nil
 	p.mu.Unlock()
-	for _, b := range held {
-		d.classify.Left(b.FlowHash, b.Lane)
-		b.Release()
-	}
-	p.txDropped.Add(uint64(len(held)))
-	d.stats.tx[why].Add(uint64(len(held)))
+	d.discard(p, held, why)
 }

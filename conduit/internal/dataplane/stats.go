@@ -21,6 +21,7 @@ const (
 	TxSource                       // source address is not ours
 	TxPolicy                       // policy denies it
 	TxNoSession                    // no session could be had, or too many wait for one
+	TxStale                        // waited too long for a session
 	TxNoPath                       // the session has no path
 	TxLaneOverflow                 // its lane was full
 	TxSend                         // the kernel refused it
@@ -40,13 +41,14 @@ const (
 	RxForged
 	RxSource // inner addresses are not the peer's and ours
 	RxPolicy
-	RxDevice // the TUN device refused it
+	RxProbeRate // a peer probes too often
+	RxDevice    // the TUN device refused it
 	numRx
 )
 
 var (
-	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "no_path", "lane_overflow", "send_error"}
-	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "device"}
+	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "stale", "no_path", "lane_overflow", "send_error"}
+	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device"}
 )
 
 // String returns the name that status and metrics use.
