@@ -121,6 +121,7 @@ type entry struct {
 	remote      *integrity // nil until the peer's credentials are known
 	remoteUfrag []byte
 	conns       map[int]*muxConn
+	sources     map[netip.AddrPort]struct{} // of requests, at most maxCandidates
 	closed      bool
 }
 
@@ -244,7 +245,7 @@ func (m *Mux) handleRequest(sock int, b []byte, msg *message, from netip.AddrPor
 		m.stats.unknownUser.Add(1)
 		return
 	}
-	c, ok := e.request(sock, b, msg.integrity, remote)
+	c, ok := e.request(sock, b, msg.integrity, remote, from)
 	switch {
 	case !ok:
 		m.stats.badIntegrity.Add(1)
@@ -387,7 +388,7 @@ func (e *entry) setRemote(ufrag, pwd string) {
 
 // request authenticates a request and returns the connection it is for, nil if
 // the agent does not use the socket.
-func (e *entry) request(sock int, b []byte, integrity int, remoteUfrag []byte) (*muxConn, bool) {
+func (e *entry) request(sock int, b []byte, integrity int, remoteUfrag []byte, from netip.AddrPort) (*muxConn, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.remote != nil && !bytes.Equal(e.remoteUfrag, remoteUfrag) {
@@ -395,6 +396,17 @@ func (e *entry) request(sock int, b []byte, integrity int, remoteUfrag []byte) (
 	}
 	if !e.local.verify(b, integrity) {
 		return nil, false
+	}
+	// pion checks every address from which an authenticated request came, many
+	// times: a peer that forges sources would have us flood others.
+	if _, known := e.sources[from]; !known {
+		if len(e.sources) >= maxCandidates {
+			return nil, false
+		}
+		if e.sources == nil {
+			e.sources = make(map[netip.AddrPort]struct{})
+		}
+		e.sources[from] = struct{}{}
 	}
 	return e.conns[sock], true
 }
