@@ -50,6 +50,7 @@ type Node struct {
 	started time.Time
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
+	closed  chan struct{} // when Close is done
 
 	mu    sync.Mutex // guards the rest
 	state nodeState
@@ -70,7 +71,7 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg.Clone(), log: cfg.Logger, cert: cfg.Certificate}
+	n := &Node{cfg: cfg.Clone(), log: cfg.Logger, cert: cfg.Certificate, closed: make(chan struct{})}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
@@ -176,15 +177,17 @@ func (n *Node) Close() error {
 	n.mu.Unlock()
 	switch was {
 	case stateNew:
+		defer close(n.closed)
 		return n.cfg.Device.Close()
 	case stateClosed:
-		n.workers.Wait()
+		<-n.closed
 		return nil
 	case stateRunning:
 	}
 	n.cancel()
 	n.workers.Wait() // the engine has queued its goodbyes
 	n.plane.Flush(flushOnClose)
+	defer close(n.closed)
 	return errors.Join(n.plane.Close(), n.mux.Close())
 }
 
@@ -198,6 +201,8 @@ func (n *Node) SetCertificate(c *identity.Certificate) error {
 	switch {
 	case c.ID != old.ID:
 		return fmt.Errorf("%w: renewed certificate is for peer %s", ErrConfig, c.ID.Short())
+	case c.Name != old.Name:
+		return fmt.Errorf("%w: renewed certificate has the name %q", ErrConfig, c.Name)
 	case c.Virtual4 != old.Virtual4 || c.Virtual6 != old.Virtual6 || c.MeshID != old.MeshID:
 		return fmt.Errorf("%w: renewed certificate has other addresses or another mesh", ErrConfig)
 	}

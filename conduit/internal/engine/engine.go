@@ -60,8 +60,10 @@ type Engine struct {
 	peers    map[identity.PeerID]*peer
 	strange  []strangeSignal // from peers that the hub has not told us of yet
 	presence map[identity.PeerID]presence
-	doc      *policy.Document
-	docSeq   uint64
+	// expensive limits what costs signatures and key exchanges, over all peers.
+	expensive bucket
+	doc       *policy.Document
+	docSeq    uint64
 }
 
 // maxStrange, strangeLife and maxPresence bound what is kept for peers yet
@@ -158,6 +160,10 @@ func (e *Engine) Signaled(from identity.PeerID, body []byte) {
 
 func (e *Engine) signaled(from identity.PeerID, body []byte) {
 	now := time.Now()
+	if t, _, err := wire.ParseMsgHeader(body); err == nil && (t == wire.MsgInvite || t == wire.MsgKnock) && !e.expensive.allow(now) {
+		e.cfg.Logger.Debug("too many handshakes; dropped one", "from", from.Short())
+		return
+	}
 	if p := e.peers[from]; p != nil {
 		p.step(body, now)
 		return
@@ -189,6 +195,27 @@ func (e *Engine) Presence(id identity.PeerID, online bool, instance uint64) {
 			p.presence(online, instance, time.Now())
 		}
 	})
+}
+
+// bucket lets 50 handshakes a second through, with bursts of 64.
+type bucket struct {
+	tokens float64
+	at     time.Time
+}
+
+func (b *bucket) allow(now time.Time) bool {
+	const perSecond, burst = 50, 64
+	if b.at.IsZero() {
+		b.tokens = burst
+	} else {
+		b.tokens = min(burst, b.tokens+now.Sub(b.at).Seconds()*perSecond)
+	}
+	b.at = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
 }
 
 // presence is the hub's last word on whether a peer is there.
@@ -231,9 +258,10 @@ func (e *Engine) changed(c registry.Change) {
 	if c.Empty() {
 		return
 	}
+	var gone []*peer // no longer routed to before they are taken down
 	for _, id := range c.Deletes {
 		if p := e.peers[id]; p != nil {
-			p.remove(errors.New("peer left the mesh"))
+			gone = append(gone, p)
 			delete(e.peers, id)
 			delete(e.presence, id)
 		}
@@ -241,7 +269,7 @@ func (e *Engine) changed(c registry.Change) {
 	for _, info := range c.Upserts {
 		p := e.peers[info.ID]
 		if p != nil && (p.info.Virtual4 != info.Virtual4 || p.info.Virtual6 != info.Virtual6) {
-			p.remove(errors.New("peer's address changed"))
+			gone = append(gone, p)
 			p = nil
 		}
 		if p == nil {
@@ -250,23 +278,49 @@ func (e *Engine) changed(c registry.Change) {
 		}
 		p.info = info
 	}
-	routes := make(map[netip.Addr]*dataplane.Peer, 2*len(e.peers))
 	subjects := make([]policy.Subject, 0, len(e.peers))
 	for _, p := range e.peers {
-		routes[p.info.Virtual4] = p.dp
-		if p.info.Virtual6.IsValid() {
-			routes[p.info.Virtual6] = p.dp
-		}
 		subjects = append(subjects, policy.Subject{ID: p.info.ID, Name: p.info.Name, Tags: p.info.Tags})
 	}
 	e.cfg.Policy.SetPeers(subjects)
-	e.cfg.Dataplane.SetRoutes(routes)
+	e.cfg.Dataplane.SetRoutes(e.routes())
+	for _, p := range gone {
+		p.remove(errors.New("peer left the mesh, or its address changed"))
+	}
 
 	strange := e.strange
 	e.strange = nil
+	now := time.Now()
 	for _, s := range strange {
-		e.signaled(s.from, s.body)
+		if p := e.peers[s.from]; p != nil {
+			p.step(s.body, now)
+		} else if now.Sub(s.at) < strangeLife {
+			e.strange = append(e.strange, s)
+		}
 	}
+}
+
+// routes maps the virtual addresses to peers. Where two peers claim one, the one
+// with a session has it, since its certificate proved the claim; else the lower
+// PeerID, so that it does not change by chance.
+func (e *Engine) routes() map[netip.Addr]*dataplane.Peer {
+	routes := make(map[netip.Addr]*dataplane.Peer, 2*len(e.peers))
+	for _, p := range e.peers {
+		for _, a := range []netip.Addr{p.info.Virtual4, p.info.Virtual6} {
+			if !a.IsValid() || e.cfg.Dataplane.IsLocal(a) {
+				continue
+			}
+			old := routes[a]
+			if old == nil || (p.dp.Active() != nil) != (old.Active() != nil) && p.dp.Active() != nil ||
+				(p.dp.Active() != nil) == (old.Active() != nil) && p.dp.ID.Compare(old.ID) < 0 {
+				routes[a] = p.dp
+			}
+			if old != nil {
+				e.cfg.Logger.Error("hub gives one address to two peers", "address", a.String(), "peers", []string{old.ID.Short(), p.dp.ID.Short()})
+			}
+		}
+	}
+	return routes
 }
 
 // Policy puts a policy into force. A document that does not parse leaves the old
@@ -315,8 +369,10 @@ func (e *Engine) Connect(ctx context.Context, id identity.PeerID, progress func(
 	case err := <-w.done:
 		return err
 	case <-ctx.Done():
+		w.gone.Store(true)
 		return ctx.Err()
 	case <-e.box.closed:
+		w.gone.Store(true)
 		return net.ErrClosed
 	}
 }
@@ -340,19 +396,23 @@ type PeerStatus struct {
 
 // Status returns all peers by name and the version of the policy in force.
 func (e *Engine) Status(ctx context.Context) (peers []PeerStatus, policyVersion uint64, err error) {
-	done := make(chan struct{})
+	type answer struct {
+		peers   []PeerStatus
+		version uint64
+	}
+	done := make(chan answer, 1)
 	e.box.post(func() {
-		defer close(done)
+		a := answer{version: e.docSeq}
 		for _, info := range e.cfg.Registry.All() {
 			if p := e.peers[info.ID]; p != nil {
-				peers = append(peers, p.status())
+				a.peers = append(a.peers, p.status())
 			}
 		}
-		policyVersion = e.docSeq
+		done <- a
 	})
 	select {
-	case <-done:
-		return peers, policyVersion, nil
+	case a := <-done:
+		return a.peers, a.version, nil
 	case <-ctx.Done():
 		return nil, 0, ctx.Err()
 	case <-e.box.closed:

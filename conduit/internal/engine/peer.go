@@ -5,6 +5,8 @@ package engine
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
@@ -20,6 +22,9 @@ const (
 	demand = 10 * time.Second
 	// connectGap is the least time between the failure of one attempt and the next.
 	connectGap = 2 * time.Second
+	// maxSessions bounds the sessions of one peer, most of which are on their way in
+	// or out.
+	maxSessions = 4
 	// oldSession is how long a replaced session still opens packets.
 	oldSession = 15 * time.Second
 )
@@ -38,6 +43,7 @@ type waiter struct {
 	done     chan error
 	progress func(string)
 	last     string
+	gone     atomic.Bool // Connect has returned
 }
 
 // peer is the engine's side of another node. All of it is owned by Engine.run.
@@ -96,11 +102,14 @@ func (p *peer) newest() *sess {
 // want sees to it that a session with a path comes about.
 func (p *peer) want(now time.Time) {
 	defer p.tell()
-	if s := p.newest(); s != nil && !s.silent {
-		if s.dp.Path() != nil {
+	for _, s := range p.sessions {
+		if s.dp == p.dp.Active() && !s.silent {
 			p.finish(nil)
+			return
 		}
-		return // has a path, or ICE is looking for one
+	}
+	if s := p.newest(); s != nil && s.dp.Path() == nil {
+		return // ICE is looking for one
 	}
 	if p.machine.Connecting() {
 		return
@@ -174,8 +183,12 @@ func (p *peer) established(est *session.Established, now time.Time) {
 	}
 	est.Secrets.Erase() // the AEADs hold their own
 	p.sessions = append(p.sessions, s)
-	for len(p.sessions) > 3 {
-		p.drop(p.sessions[0])
+	for i := 0; len(p.sessions) > maxSessions; { // never the one in use
+		if p.sessions[i].dp == p.dp.Active() {
+			i++
+			continue
+		}
+		p.drop(p.sessions[i])
 	}
 	p.e.cfg.Logger.Debug("session established", "peer", p.info.Name, "initiator", est.Initiator, "cipher", s.dp.Suite.String())
 }
@@ -185,6 +198,7 @@ func (p *peer) candidates(c *session.Candidates) {
 		if s.est.SID != c.SID {
 			continue
 		}
+		s.answered = true
 		for _, line := range c.Lines {
 			if err := s.agent.AddRemote(line); err != nil {
 				p.e.cfg.Logger.Debug("candidate of peer", "peer", p.info.Name, "err", err)
@@ -201,11 +215,29 @@ func (p *peer) drop(s *sess) {
 			break
 		}
 	}
-	if p.dp.Active() == s.dp {
-		p.e.cfg.Dataplane.Activate(p.dp, nil)
-	}
+	p.choose()
 	s.close()
 }
+
+// choose makes the newest session whose path answers the one in use, else the
+// newest that has a path at all, else none.
+func (p *peer) choose() {
+	var best *sess
+	for _, s := range p.sessions {
+		if s.dp.Path() != nil && (best == nil || best.silent || !s.silent) {
+			best = s
+		}
+	}
+	switch {
+	case best == nil && p.dp.Active() != nil:
+		p.e.cfg.Dataplane.Activate(p.dp, nil)
+	case best != nil && p.dp.Active() != best.dp:
+		p.e.cfg.Dataplane.Activate(p.dp, best.dp)
+	}
+}
+
+// has reports whether s is still one of p's.
+func (p *peer) has(s *sess) bool { return slices.Contains(p.sessions, s) }
 
 func (p *peer) presence(online bool, instance uint64, now time.Time) {
 	fresh := online && instance != p.instance
@@ -252,6 +284,7 @@ func (p *peer) tick(now time.Time) (next time.Time) {
 	}
 	p.machine.Tick(now)
 	p.flush(now)
+	p.waiters = slices.DeleteFunc(p.waiters, func(w *waiter) bool { return w.gone.Load() })
 	newest := p.newest()
 	for _, s := range append([]*sess(nil), p.sessions...) {
 		if s != newest && newest.dp.Path() != nil && now.Sub(newest.pathSince) > oldSession {
@@ -286,7 +319,7 @@ func (p *peer) tell() {
 	}
 	state := p.state()
 	for _, w := range p.waiters {
-		if w.progress != nil && w.last != state {
+		if w.progress != nil && w.last != state && !w.gone.Load() {
 			w.last = state
 			w.progress(state)
 		}

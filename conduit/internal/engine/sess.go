@@ -4,6 +4,7 @@ package engine
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
@@ -24,6 +25,11 @@ const (
 	agentLife = 30 * time.Second
 	// deadAfter ends a session that is silent and not wanted.
 	deadAfter = 10 * time.Minute
+	// answerWait is how long the peer's candidates may take after our CONFIRM.
+	answerWait = 3 * time.Second
+	// firstAnswer is how long the first probe of a path may take: nothing is known of
+	// its round trip yet.
+	firstAnswer = 3 * time.Second
 	// pathlessLife ends a session for which ICE found nothing.
 	pathlessLife = 20 * time.Second
 )
@@ -50,8 +56,11 @@ type sess struct {
 	misses   int
 	silent   bool
 	nextSend time.Time
-	// pending are paths on which so far only the peer's check arrived.
-	pending map[dataplane.Path]int
+	// answered says that the peer has the session: its candidates came.
+	answered bool
+	// pending are paths on which so far only the peer's check arrived, with the
+	// probes sent on them: only the answer to one of those proves the path.
+	pending map[dataplane.Path][]uint32
 }
 
 func newSess(p *peer, est *session.Established, now time.Time) (*sess, error) {
@@ -59,11 +68,11 @@ func newSess(p *peer, est *session.Established, now time.Time) (*sess, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sess{p: p, est: est, dp: dp, created: now, pending: map[dataplane.Path]int{}}
+	s := &sess{p: p, est: est, dp: dp, created: now, pending: map[dataplane.Path][]uint32{}}
 	e := p.e
 	post := func(f func(now time.Time)) {
 		e.box.post(func() {
-			if e.peers[p.info.ID] == p {
+			if e.peers[p.info.ID] == p && p.has(s) {
 				f(time.Now())
 			}
 		})
@@ -126,7 +135,9 @@ func (s *sess) found(path ice.Path, now time.Time) {
 		s.use(to, now)
 	case !path.RoundTrip && s.dp.Path() == nil:
 		if len(s.pending) < wire.MaxCandidates {
-			s.pending[to] = 0
+			if _, known := s.pending[to]; !known {
+				s.pending[to] = nil
+			}
 			s.nextSend = now
 		}
 	}
@@ -145,10 +156,8 @@ func (s *sess) use(to dataplane.Path, now time.Time) {
 	}
 	s.misses, s.silent, s.lastAck = 0, false, now
 	clear(s.pending)
-	if s == s.p.newest() {
-		s.p.e.cfg.Dataplane.Activate(s.p.dp, s.dp)
-		s.p.finish(nil)
-	}
+	s.p.choose()
+	s.p.finish(nil)
 	s.p.e.cfg.Logger.Info("path to peer", "peer", s.p.info.Name, "type", "direct", "remote", to.Remote.String())
 	s.probe(now, nil)
 }
@@ -159,6 +168,9 @@ func (s *sess) failed(now time.Time) {
 		return
 	}
 	s.p.drop(s)
+	if len(s.p.sessions) > 0 || s.p.machine.Connecting() {
+		return // another may still find one
+	}
 	s.p.failed(ErrNoDirectPath, now)
 	s.p.e.cfg.Logger.Warn("no direct path to peer", "peer", s.p.info.Name)
 }
@@ -208,7 +220,7 @@ func (s *sess) probeAck(c dataplane.Control, now time.Time) {
 		return
 	}
 	if s.dp.Path() == nil {
-		if _, ok := s.pending[c.Path]; ok {
+		if slices.Contains(s.pending[c.Path], a.Probe.Seq) {
 			s.use(c.Path, now)
 		}
 	}
@@ -223,6 +235,7 @@ func (s *sess) probeAck(c dataplane.Control, now time.Time) {
 	s.misses = 0
 	if s.silent {
 		s.silent = false
+		s.p.choose()
 		s.p.e.cfg.Logger.Info("peer answers again", "peer", s.p.info.Name)
 		if s.p.newest() == s && s.p.machine.Connecting() {
 			s.p.machine.Cancel()
@@ -244,14 +257,23 @@ func (s *sess) tick(now time.Time) time.Time {
 			return time.Time{}
 		}
 		if len(s.pending) > 0 && !now.Before(s.nextSend) {
-			for path, tries := range s.pending {
-				if tries >= 25 {
+			for path, sent := range s.pending {
+				if len(sent) >= 25 {
 					delete(s.pending, path)
 					continue
 				}
-				s.pending[path]++
 				s.probe(now, &path)
+				s.pending[path] = append(sent, s.seq)
 			}
+		}
+		if s.est.Initiator && !s.answered && s == s.p.newest() && !s.p.machine.Connecting() {
+			// The hub may have lost our CONFIRM: without it the peer has no session.
+			again := s.created.Add(answerWait)
+			if now.Before(again) {
+				return again
+			}
+			s.p.machine.Connect(now)
+			s.p.flush(now)
 		}
 		if len(s.pending) > 0 {
 			return s.nextSend
@@ -274,11 +296,12 @@ func (s *sess) tick(now time.Time) time.Time {
 	if now.Before(s.nextSend) {
 		return s.nextSend
 	}
-	if s.ackedSeq < s.seq && now.Sub(s.lastAck) > s.gap()/2 {
+	if s.ackedSeq < s.seq && now.Sub(s.lastAck) > s.gap()/2 && (s.rtt > 0 || now.Sub(s.pathSince) > firstAnswer) {
 		s.misses++
 	}
 	if s.misses >= maxMisses && !s.silent {
 		s.silent = true
+		s.p.choose()
 		s.p.e.cfg.Logger.Info("peer is silent", "peer", s.p.info.Name, "remote", s.dp.Path().Remote.String())
 	}
 	if s.silent {

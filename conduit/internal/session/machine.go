@@ -350,17 +350,7 @@ func (m *Machine) invite(b []byte, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if len(m.seen) >= maxSeen {
-		var oldest [32]byte
-		at := now
-		for k, t := range m.seen {
-			if !t.After(at) {
-				oldest, at = k, t
-			}
-		}
-		delete(m.seen, oldest)
-	}
-	m.seen[h] = now
+	m.remember(h, now)
 	if len(m.half) >= maxHalfOpen {
 		m.dropHalf()
 	}
@@ -374,6 +364,21 @@ func (m *Machine) dropHalf() {
 	m.cfg.Indexes.Release(m.half[0].index)
 	m.half[0].sched.erase()
 	m.half = m.half[1:]
+}
+
+// remember keeps the hash of a message that must not count twice; the oldest goes.
+func (m *Machine) remember(h [32]byte, now time.Time) {
+	if len(m.seen) >= maxSeen {
+		var oldest [32]byte
+		at := now
+		for k, t := range m.seen {
+			if !t.After(at) {
+				oldest, at = k, t
+			}
+		}
+		delete(m.seen, oldest)
+	}
+	m.seen[h] = now
 }
 
 func (m *Machine) knock(b []byte, now time.Time) error {
@@ -390,6 +395,11 @@ func (m *Machine) knock(b []byte, now time.Time) error {
 	if !m.lastTry.IsZero() && now.Sub(m.lastTry) < knockGap {
 		return refuse("knocks too often")
 	}
+	h := hashAll(b)
+	if _, ok := m.seen[h]; ok {
+		return refuse("knock was seen before")
+	}
+	m.remember(h, now)
 	m.lastTry = now
 	if m.Connecting() { // an invite is out; the peer may have missed it
 		m.try(now)
