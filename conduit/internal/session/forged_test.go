@@ -262,6 +262,33 @@ func TestReject(t *testing.T) {
 	}
 }
 
+func TestKnock(t *testing.T) {
+	p := newPair(t, nil)
+	p.hi.connect(p.now)
+	knock := p.hi.take()
+	for i := range knock {
+		bad := bytes.Clone(knock)
+		bad[i] ^= 0x40
+		if err := p.lo.step(bad, p.now); err == nil && i >= wire.MsgHeaderLen {
+			t.Errorf("byte %d changed: accepted", i)
+		}
+	}
+	if len(p.lo.out) != 0 {
+		t.Fatal("a forged knock was answered")
+	}
+	if err := p.lo.step(knock, p.now); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.lo.step(knock, p.now.Add(time.Millisecond)); err == nil {
+		t.Error("a second knock after a millisecond: accepted")
+	}
+	if err := p.hi.step(knock, p.now); err == nil {
+		t.Error("the higher peer took a knock")
+	}
+	p.run()
+	p.agreed()
+}
+
 // A knock is a wish of the peer that has the higher PeerID, to us.
 func TestForgedKnock(t *testing.T) {
 	p := newPair(t, nil)

@@ -259,7 +259,7 @@ func FuzzScript(f *testing.F) {
 
 // Many random scripts are run on every test, without a fuzzer.
 func TestScripts(t *testing.T) {
-	n := uint64(150)
+	n := uint64(60)
 	if testing.Short() {
 		n = 15
 	}
@@ -273,4 +273,81 @@ func TestScripts(t *testing.T) {
 			script(t, ops)
 		})
 	}
+}
+
+// Whatever the hub does to the messages, the ends agree in the end or fail, and
+// no index is lost.
+func TestLossyHub(t *testing.T) {
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		p := newPair(t, nil)
+		start := p.now
+		p.lo.connect(p.now)
+		p.hi.connect(p.now)
+		for p.now.Sub(start) < 20*time.Second {
+			for _, ends := range [][2]*end{{p.lo, p.hi}, {p.hi, p.lo}} {
+				from, to := ends[0], ends[1]
+				rng.Shuffle(len(from.out), func(i, j int) { from.out[i], from.out[j] = from.out[j], from.out[i] })
+				for _, b := range from.out {
+					switch rng.IntN(6) {
+					case 0: // lost
+					case 1: // twice
+						_ = to.step(b, p.now)
+						_ = to.step(b, p.now)
+					case 2: // changed
+						bad := bytes.Clone(b)
+						bad[rng.IntN(len(bad))] ^= byte(1 + rng.IntN(255))
+						_ = to.step(bad, p.now)
+					default:
+						_ = to.step(b, p.now)
+					}
+				}
+				from.out = nil
+				from.tick(p.now)
+			}
+			p.now = p.now.Add(100 * time.Millisecond)
+		}
+		// Now it is honest, and both want a session once more.
+		p.now = p.now.Add(40 * time.Second)
+		p.lo.tick(p.now)
+		p.hi.tick(p.now)
+		p.lo.out, p.hi.out = nil, nil
+		p.hi.connect(p.now)
+		p.run()
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+		p.agreed()
+	}
+}
+
+// FuzzStep gives bytes to an end that waits for a confirm or an offer.
+func FuzzStep(f *testing.F) {
+	p := newPair(f, nil)
+	p.lo.connect(p.now)
+	invite := p.lo.take()
+	if err := p.hi.step(invite, p.now); err != nil {
+		f.Fatal(err)
+	}
+	offer := p.hi.take()
+	f.Add(invite, false)
+	f.Add(offer, true)
+	f.Add((&wire.Confirm{Sealed: make([]byte, 40)}).Append(nil), false)
+	f.Add((&wire.Candidates{Sealed: make([]byte, 40)}).Append(nil), true)
+	f.Add((&wire.Knock{}).Append(nil), true)
+	f.Fuzz(func(t *testing.T, b []byte, low bool) {
+		e := p.hi
+		if low {
+			e = p.lo
+		}
+		if bytes.Equal(b, offer) || bytes.Equal(b, invite) {
+			return
+		}
+		before := len(e.est)
+		_ = e.step(b, p.now)
+		if len(e.est) != before {
+			t.Errorf("%x made a session", b)
+		}
+		e.out = nil
+	})
 }

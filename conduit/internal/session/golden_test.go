@@ -208,3 +208,12 @@ func TestGoldenHandshake(t *testing.T) {
 		t.Error("b.ephemeral is not the key of the offer")
 	}
 }
+
+// The schedule has a fixed answer for fixed secrets.
+func TestGoldenSchedule(t *testing.T) {
+	got := session.GoldenSchedule()
+	const want = "d46eb86cdd987d48e7c33b8708a95cd9c712a0ddd4e75d335bf33b563c91e48d" // also computed from docs/wire.md by another program
+	if h := hex.EncodeToString(got); h != want {
+		t.Errorf("schedule gives %s, want %s: deployed nodes would not understand", h, want)
+	}
+}

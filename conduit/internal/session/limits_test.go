@@ -365,3 +365,20 @@ func TestKnockRate(t *testing.T) {
 		}
 	}
 }
+
+// The hub cannot make us begin by a knock that it kept.
+func TestKnockReplayed(t *testing.T) {
+	p := newPair(t, nil)
+	p.hi.connect(p.now)
+	knock := p.hi.take()
+	if err := p.lo.step(knock, p.now); err != nil {
+		t.Fatal(err)
+	}
+	p.run()
+	p.agreed()
+	p.now = p.now.Add(10 * time.Minute)
+	p.lo.quiet(t, knock, p.now, "before")
+	p.hi.connect(p.now) // a new one is welcome
+	p.run()
+	p.agreed()
+}
