@@ -118,6 +118,10 @@ func (r *reader) datagram(b []byte, m *transport.Message) {
 		return
 	}
 	s.lastRecv.Store(r.now)
+	if r.hdr.Type != wire.TypeData && r.hdr.Lane != packet.Critical {
+		r.drop(RxMalformed)
+		return
+	}
 	switch r.hdr.Type {
 	case wire.TypeData:
 		r.data(s, b[:wire.HeaderLen+len(body)])

@@ -181,6 +181,9 @@ func (d *Dataplane) Reserve() uint32 {
 	if t.reserved == nil {
 		t.reserved = make(map[uint16]uint32)
 	}
+	if len(t.reserved) >= 1<<16-1 {
+		return 0 // which no peer accepts
+	}
 	var b [4]byte
 	for {
 		_, _ = rand.Read(b[:])
@@ -203,7 +206,7 @@ func (d *Dataplane) Release(index uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	slot := uint16(index >> 16)
-	if t.reserved[slot] != index {
+	if index == 0 || t.reserved[slot] != index {
 		return // released before, and the slot may serve another by now
 	}
 	page := t.pages[slot>>8].Load()

@@ -60,6 +60,8 @@ type Engine struct {
 	peers    map[identity.PeerID]*peer
 	strange  []strangeSignal // from peers that the hub has not told us of yet
 	presence map[identity.PeerID]presence
+	dirty    bool    // rebuild is due
+	gone     []*peer // for rebuild to take down
 	// expensive limits what costs signatures and key exchanges, over all peers.
 	expensive bucket
 	doc       *policy.Document
@@ -107,6 +109,9 @@ func (e *Engine) Run(ctx context.Context) {
 		}
 		for _, f := range e.box.take() {
 			f()
+		}
+		if e.dirty { // once, however many changes came
+			e.rebuild()
 		}
 		now := time.Now()
 		next := now.Add(idleTick)
@@ -258,10 +263,10 @@ func (e *Engine) changed(c registry.Change) {
 	if c.Empty() {
 		return
 	}
-	var gone []*peer // no longer routed to before they are taken down
+	e.dirty = true
 	for _, id := range c.Deletes {
 		if p := e.peers[id]; p != nil {
-			gone = append(gone, p)
+			e.gone = append(e.gone, p)
 			delete(e.peers, id)
 			delete(e.presence, id)
 		}
@@ -269,7 +274,7 @@ func (e *Engine) changed(c registry.Change) {
 	for _, info := range c.Upserts {
 		p := e.peers[info.ID]
 		if p != nil && (p.info.Virtual4 != info.Virtual4 || p.info.Virtual6 != info.Virtual6) {
-			gone = append(gone, p)
+			e.gone = append(e.gone, p)
 			p = nil
 		}
 		if p == nil {
@@ -278,15 +283,18 @@ func (e *Engine) changed(c registry.Change) {
 		}
 		p.info = info
 	}
-	subjects := make([]policy.Subject, 0, len(e.peers))
-	for _, p := range e.peers {
-		subjects = append(subjects, policy.Subject{ID: p.info.ID, Name: p.info.Name, Tags: p.info.Tags})
-	}
-	e.cfg.Policy.SetPeers(subjects)
+}
+
+// rebuild tells policy and packet path of the peers there are. Peers that left
+// are taken down when nothing is routed to them any more.
+func (e *Engine) rebuild() {
+	e.dirty = false
+	e.cfg.Policy.SetPeers(e.subjects())
 	e.cfg.Dataplane.SetRoutes(e.routes())
-	for _, p := range gone {
+	for _, p := range e.gone {
 		p.remove(errors.New("peer left the mesh, or its address changed"))
 	}
+	e.gone = nil
 
 	strange := e.strange
 	e.strange = nil
@@ -298,6 +306,14 @@ func (e *Engine) changed(c registry.Change) {
 			e.strange = append(e.strange, s)
 		}
 	}
+}
+
+func (e *Engine) subjects() []policy.Subject {
+	out := make([]policy.Subject, 0, len(e.peers))
+	for _, p := range e.peers {
+		out = append(out, policy.Subject{ID: p.info.ID, Name: p.info.Name, Tags: p.info.Tags})
+	}
+	return out
 }
 
 // routes maps the virtual addresses to peers. Where two peers claim one, the one
@@ -333,11 +349,7 @@ func (e *Engine) Policy(version uint64, document []byte) {
 			return
 		}
 		e.doc, e.docSeq = doc, version
-		subjects := make([]policy.Subject, 0, len(e.peers))
-		for _, p := range e.peers {
-			subjects = append(subjects, policy.Subject{ID: p.info.ID, Name: p.info.Name, Tags: p.info.Tags})
-		}
-		e.cfg.Policy.Apply(doc, subjects)
+		e.cfg.Policy.Apply(doc, e.subjects())
 		e.cfg.Logger.Info("policy in force", "version", version)
 	})
 }

@@ -21,7 +21,9 @@ const (
 	// wanted: its path is probed closely and its session is renewed when silent.
 	demand = 10 * time.Second
 	// connectGap is the least time between the failure of one attempt and the next.
-	connectGap = 2 * time.Second
+	// It doubles up to maxConnectGap until a path is found or the peer comes anew.
+	connectGap    = 2 * time.Second
+	maxConnectGap = 30 * time.Second
 	// maxSessions bounds the sessions of one peer, most of which are on their way in
 	// or out.
 	maxSessions = 4
@@ -59,6 +61,7 @@ type peer struct {
 	instance uint64
 	lastErr  error
 	notUntil time.Time // no Connect before this, after a failure
+	failures int       // in a row
 }
 
 func newPeer(e *Engine, info *registry.Peer) *peer {
@@ -158,7 +161,8 @@ func (p *peer) flush(now time.Time) {
 // failed ends an attempt: who waits is told, what waits is dropped.
 func (p *peer) failed(err error, now time.Time) {
 	p.lastErr = err
-	p.notUntil = now.Add(connectGap)
+	p.notUntil = now.Add(min(connectGap<<p.failures, maxConnectGap))
+	p.failures = min(p.failures+1, 8)
 	p.e.cfg.Logger.Debug("no session with peer", "peer", p.info.Name, "err", err)
 	if p.dp.Active() == nil {
 		p.e.cfg.Dataplane.Abandon(p.dp, dataplane.TxNoSession)
@@ -249,7 +253,7 @@ func (p *peer) presence(online bool, instance uint64, now time.Time) {
 		s.doubt(now) // it may have lost our session in a restart
 	}
 	if fresh {
-		p.notUntil = time.Time{}
+		p.notUntil, p.failures = time.Time{}, 0
 	}
 }
 

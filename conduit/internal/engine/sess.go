@@ -152,7 +152,7 @@ func (s *sess) use(to dataplane.Path, now time.Time) {
 	s.dp.SetPath(&to)
 	if old == nil {
 		s.pathSince = now
-		s.p.lastErr = nil
+		s.p.lastErr, s.p.failures = nil, 0
 	}
 	s.misses, s.silent, s.lastAck = 0, false, now
 	clear(s.pending)
