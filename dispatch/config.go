@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"time"
 
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 )
 
@@ -25,6 +27,11 @@ const (
 var DefaultMeshCIDR = netip.MustParsePrefix("10.66.0.0/16")
 
 var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
+
+const (
+	minCertLifetime = time.Minute
+	maxCertLifetime = 90 * 24 * time.Hour
+)
 
 // Off disables a listener.
 const Off = "off"
@@ -53,6 +60,9 @@ type Config struct {
 	// ExternalPSK keeps the mesh's pre-shared key out of the hub: joining nodes get
 	// none, and the operator brings it to them.
 	ExternalPSK bool
+	// CertLifetime is how long the nodes' certificates are good for; zero means 7
+	// days, the least is a minute and the most 90 days.
+	CertLifetime time.Duration
 	// Logger nil discards.
 	Logger *slog.Logger
 }
@@ -103,6 +113,12 @@ func (c Config) withDefaults() (Config, error) {
 		if err := store.CheckPrefixes(v4, v6); err != nil {
 			return c, err
 		}
+	}
+	if c.CertLifetime == 0 {
+		c.CertLifetime = ca.NodeLifetime
+	}
+	if c.CertLifetime < minCertLifetime || c.CertLifetime > maxCertLifetime {
+		return c, fmt.Errorf("certificate lifetime %v: want %v to %v", c.CertLifetime, minCertLifetime, maxCertLifetime)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

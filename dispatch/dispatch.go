@@ -209,6 +209,7 @@ func (s *Server) serve(ctx context.Context) (err error) {
 	})
 	cfg := rpc.Config{
 		Store: st, CA: authority, Feed: feed, Registry: registry, PSK: psk, URL: s.URL, Logger: s.log,
+		CertLifetime: s.cfg.CertLifetime,
 	}
 	if psk != nil {
 		cfg.PSKEpoch = 1

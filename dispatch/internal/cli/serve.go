@@ -37,6 +37,7 @@ Examples:
 			&cli.StringFlag{Name: "mesh-cidr", Usage: "IPv4 `PREFIX` of the mesh, at the first start only (default: " + dispatch.DefaultMeshCIDR.String() + ")"},
 			&cli.StringFlag{Name: "mesh-cidr6", Usage: "IPv6 `PREFIX` of the mesh, at the first start only (default: a random fd…/64)"},
 			&cli.StringFlag{Name: "psk", Value: "hub", Usage: "who keeps the mesh's pre-shared key: `hub` or external"},
+			&cli.DurationFlag{Name: "cert-ttl", Value: 7 * 24 * time.Hour, Usage: "lifetime of node certificates, 1m to 90 days"},
 			&cli.StringFlag{Name: "log-format", Value: "auto", Usage: "`console` or json (default: console on a terminal)"},
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error"},
 		},
@@ -77,6 +78,7 @@ func serveConfig(c *cli.Context) (dispatch.Config, error) {
 	cfg := dispatch.Config{
 		DataDir: dir, Listen: c.String("listen"), AdminListen: c.String("admin-listen"),
 		STUNListen: c.String("stun-listen"), PublicURL: c.String("public-url"),
+		CertLifetime: c.Duration("cert-ttl"),
 	}
 	for _, f := range []struct {
 		flag string

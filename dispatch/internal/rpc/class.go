@@ -29,6 +29,7 @@ const (
 // and the hub does not start.
 var classes = map[string]class{
 	dispatchv1connect.ProvisioningServiceProvisionProcedure:       anonymous,
+	dispatchv1connect.ProvisioningServiceRenewProcedure:           node,
 	dispatchv1connect.SignalingServiceExchangeCandidatesProcedure: node,
 	dispatchv1connect.TopologyServiceWatchTopologyProcedure:       node,
 	dispatchv1connect.PolicyServiceGetPolicyProcedure:             node,

@@ -50,6 +50,8 @@ func wireError(ctx context.Context, log *slog.Logger, what string, err error) er
 		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_NODE_REVOKED, "this node is revoked", "make new keys and join again")
 	case errors.Is(err, store.ErrKeyInUse):
 		return fail(connect.CodeAlreadyExists, dispatchv1.ErrorReason_ERROR_REASON_KEY_IN_USE, err.Error(), "make new keys and join again")
+	case errors.Is(err, store.ErrKeyMismatch):
+		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_CSR_INVALID, err.Error(), "a node renews with the key that it joined with")
 	case errors.Is(err, store.ErrExhausted):
 		return fail(connect.CodeResourceExhausted, dispatchv1.ErrorReason_ERROR_REASON_ADDRESSES_EXHAUSTED, err.Error(), "delete nodes that are no more")
 	case errors.Is(err, store.ErrNotFound):

@@ -47,7 +47,7 @@ func (p provisioning) Provision(ctx context.Context, req *dispatchv1.ProvisionRe
 	}
 	j.TokenID, j.SecretHash = tok.ID, tok.SecretHash()
 	j.Now = time.Now()
-	j.NotAfter = j.Now.Add(ca.NodeLifetime)
+	j.NotAfter = j.Now.Add(p.cfg.CertLifetime)
 	if j.Serial, err = ca.NewSerial(); err != nil {
 		return nil, wireError(ctx, p.log, "join", err)
 	}

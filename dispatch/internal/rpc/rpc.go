@@ -34,7 +34,8 @@ const (
 	bookmarkEvery = 30 * time.Second
 )
 
-// Config is what the API stands on. All fields but BookmarkEvery are required.
+// Config is what the API stands on. All fields but BookmarkEvery and CertLifetime
+// are required.
 type Config struct {
 	Store    *store.Store
 	CA       *ca.CA
@@ -49,6 +50,8 @@ type Config struct {
 	Logger *slog.Logger
 	// BookmarkEvery zero means 30 s.
 	BookmarkEvery time.Duration
+	// CertLifetime is that of nodes' certificates; zero means ca.NodeLifetime.
+	CertLifetime time.Duration
 }
 
 // API is the hub's services.
@@ -57,6 +60,8 @@ type API struct {
 	store *store.Store
 	log   *slog.Logger
 	gate  *gate
+	// renewals bounds how many rows a node can add to the table of certificates.
+	renewals *limiter
 }
 
 // New returns the API. It panics where a procedure has no class.
@@ -65,7 +70,10 @@ func New(cfg Config) *API {
 	if cfg.BookmarkEvery == 0 {
 		cfg.BookmarkEvery = bookmarkEvery
 	}
-	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger}
+	if cfg.CertLifetime == 0 {
+		cfg.CertLifetime = ca.NodeLifetime
+	}
+	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter()}
 	a.gate = &gate{
 		live: make(map[identity.PeerID]map[*context.CancelCauseFunc]struct{}),
 		admit: func(ctx context.Context, id identity.PeerID) error {

@@ -83,6 +83,26 @@ func (t *tx) enroll(m Meta, j Join) (Node, error) {
 	return n, t.addCert(id, j.Serial, j.NotAfter)
 }
 
+// Renew records a further certificate for an active node whose Ed25519 key is ed,
+// and returns the node to sign it for. Errors: ErrNotFound, ErrNodeRevoked,
+// ErrKeyMismatch.
+func (s *Store) Renew(ctx context.Context, id identity.PeerID, ed, serial []byte, notAfter time.Time) (n Node, err error) {
+	err = s.update(ctx, func(t *tx) error {
+		var st nodeState
+		n, st, err = t.node(s.meta, id)
+		switch {
+		case err != nil:
+			return err
+		case st.state != "active":
+			return ErrNodeRevoked
+		case !bytes.Equal(n.Ed25519, ed):
+			return ErrKeyMismatch
+		}
+		return t.addCert(id, serial, notAfter)
+	})
+	return n, err
+}
+
 func (t *tx) insertNode(m Meta, id identity.PeerID, j Join, tags []string) (n Node, err error) {
 	var taken int
 	err = t.row(`SELECT count(*) FROM nodes WHERE ed25519 = ? OR x25519 = ?`, j.Ed25519, j.X25519).Scan(&taken)

@@ -48,8 +48,10 @@ var (
 	ErrTokenUsedUp  = errors.New("join token is used up")
 	ErrTokenRevoked = errors.New("join token is revoked")
 	ErrKeyInUse     = errors.New("key belongs to another node")
-	ErrNodeRevoked  = errors.New("node is revoked")
-	ErrExhausted    = errors.New("mesh prefix has no free address")
+	// ErrKeyMismatch means that a node asked to renew with another key than its own.
+	ErrKeyMismatch = errors.New("key is not the one that the node joined with")
+	ErrNodeRevoked = errors.New("node is revoked")
+	ErrExhausted   = errors.New("mesh prefix has no free address")
 )
 
 // Meta is the one row that describes the whole mesh.

@@ -302,6 +302,106 @@ func (x *ProvisionResponse) GetPskEpoch() uint32 {
 	return 0
 }
 
+type RenewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// csr is a PKCS #10 request in DER, signed by the node's enrolled Ed25519 key.
+	// Only its public key is used; subject, SANs and extensions are ignored.
+	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RenewRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type RenewResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_crt is the node's new certificate followed by the intermediate, PEM.
+	NodeCrt []byte `protobuf:"bytes,1,opt,name=node_crt,json=nodeCrt,proto3" json:"node_crt,omitempty"`
+	// ca_crt is the root certificate, PEM.
+	CaCrt         []byte `protobuf:"bytes,2,opt,name=ca_crt,json=caCrt,proto3" json:"ca_crt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RenewResponse) GetNodeCrt() []byte {
+	if x != nil {
+		return x.NodeCrt
+	}
+	return nil
+}
+
+func (x *RenewResponse) GetCaCrt() []byte {
+	if x != nil {
+		return x.CaCrt
+	}
+	return nil
+}
+
 var File_bauxite_dispatch_v1_provisioning_proto protoreflect.FileDescriptor
 
 const file_bauxite_dispatch_v1_provisioning_proto_rawDesc = "" +
@@ -333,9 +433,15 @@ const file_bauxite_dispatch_v1_provisioning_proto_rawDesc = "" +
 	"\amesh_id\x18\t \x01(\tR\x06meshId\x12\x10\n" +
 	"\x03psk\x18\n" +
 	" \x01(\fR\x03psk\x12\x1b\n" +
-	"\tpsk_epoch\x18\v \x01(\rR\bpskEpoch2q\n" +
+	"\tpsk_epoch\x18\v \x01(\rR\bpskEpoch\" \n" +
+	"\fRenewRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"A\n" +
+	"\rRenewResponse\x12\x19\n" +
+	"\bnode_crt\x18\x01 \x01(\fR\anodeCrt\x12\x15\n" +
+	"\x06ca_crt\x18\x02 \x01(\fR\x05caCrt2\xc1\x01\n" +
 	"\x13ProvisioningService\x12Z\n" +
-	"\tProvision\x12%.bauxite.dispatch.v1.ProvisionRequest\x1a&.bauxite.dispatch.v1.ProvisionResponseB\xe4\x01\n" +
+	"\tProvision\x12%.bauxite.dispatch.v1.ProvisionRequest\x1a&.bauxite.dispatch.v1.ProvisionResponse\x12N\n" +
+	"\x05Renew\x12!.bauxite.dispatch.v1.RenewRequest\x1a\".bauxite.dispatch.v1.RenewResponseB\xe4\x01\n" +
 	"\x17com.bauxite.dispatch.v1B\x11ProvisioningProtoP\x01ZHgithub.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1;dispatchv1\xa2\x02\x03BDX\xaa\x02\x13Bauxite.Dispatch.V1\xca\x02\x13Bauxite\\Dispatch\\V1\xe2\x02\x1fBauxite\\Dispatch\\V1\\GPBMetadata\xea\x02\x15Bauxite::Dispatch::V1b\x06proto3"
 
 var (
@@ -350,18 +456,22 @@ func file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP() []byte {
 	return file_bauxite_dispatch_v1_provisioning_proto_rawDescData
 }
 
-var file_bauxite_dispatch_v1_provisioning_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_bauxite_dispatch_v1_provisioning_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_bauxite_dispatch_v1_provisioning_proto_goTypes = []any{
 	(*ProvisionRequest)(nil),  // 0: bauxite.dispatch.v1.ProvisionRequest
 	(*NodeFacts)(nil),         // 1: bauxite.dispatch.v1.NodeFacts
 	(*ProvisionResponse)(nil), // 2: bauxite.dispatch.v1.ProvisionResponse
+	(*RenewRequest)(nil),      // 3: bauxite.dispatch.v1.RenewRequest
+	(*RenewResponse)(nil),     // 4: bauxite.dispatch.v1.RenewResponse
 }
 var file_bauxite_dispatch_v1_provisioning_proto_depIdxs = []int32{
 	1, // 0: bauxite.dispatch.v1.ProvisionRequest.facts:type_name -> bauxite.dispatch.v1.NodeFacts
 	0, // 1: bauxite.dispatch.v1.ProvisioningService.Provision:input_type -> bauxite.dispatch.v1.ProvisionRequest
-	2, // 2: bauxite.dispatch.v1.ProvisioningService.Provision:output_type -> bauxite.dispatch.v1.ProvisionResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
+	3, // 2: bauxite.dispatch.v1.ProvisioningService.Renew:input_type -> bauxite.dispatch.v1.RenewRequest
+	2, // 3: bauxite.dispatch.v1.ProvisioningService.Provision:output_type -> bauxite.dispatch.v1.ProvisionResponse
+	4, // 4: bauxite.dispatch.v1.ProvisioningService.Renew:output_type -> bauxite.dispatch.v1.RenewResponse
+	3, // [3:5] is the sub-list for method output_type
+	1, // [1:3] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -378,7 +488,7 @@ func file_bauxite_dispatch_v1_provisioning_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bauxite_dispatch_v1_provisioning_proto_rawDesc), len(file_bauxite_dispatch_v1_provisioning_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,9 @@ const (
 	// ProvisioningServiceProvisionProcedure is the fully-qualified name of the ProvisioningService's
 	// Provision RPC.
 	ProvisioningServiceProvisionProcedure = "/bauxite.dispatch.v1.ProvisioningService/Provision"
+	// ProvisioningServiceRenewProcedure is the fully-qualified name of the ProvisioningService's Renew
+	// RPC.
+	ProvisioningServiceRenewProcedure = "/bauxite.dispatch.v1.ProvisioningService/Renew"
 )
 
 // ProvisioningServiceClient is a client for the bauxite.dispatch.v1.ProvisioningService service.
@@ -43,6 +46,9 @@ type ProvisioningServiceClient interface {
 	// Provision redeems a join token. It is idempotent on the CSR: the same token
 	// and the same public keys return the same node without using the token again.
 	Provision(context.Context, *v1.ProvisionRequest) (*v1.ProvisionResponse, error)
+	// Renew issues a new certificate to the calling node, whose identity is that of
+	// its TLS certificate. Name and addresses stay the same.
+	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
 }
 
 // NewProvisioningServiceClient constructs a client for the bauxite.dispatch.v1.ProvisioningService
@@ -62,17 +68,33 @@ func NewProvisioningServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(provisioningServiceMethods.ByName("Provision")),
 			connect.WithClientOptions(opts...),
 		),
+		renew: connect.NewClient[v1.RenewRequest, v1.RenewResponse](
+			httpClient,
+			baseURL+ProvisioningServiceRenewProcedure,
+			connect.WithSchema(provisioningServiceMethods.ByName("Renew")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // provisioningServiceClient implements ProvisioningServiceClient.
 type provisioningServiceClient struct {
 	provision *connect.Client[v1.ProvisionRequest, v1.ProvisionResponse]
+	renew     *connect.Client[v1.RenewRequest, v1.RenewResponse]
 }
 
 // Provision calls bauxite.dispatch.v1.ProvisioningService.Provision.
 func (c *provisioningServiceClient) Provision(ctx context.Context, req *v1.ProvisionRequest) (*v1.ProvisionResponse, error) {
 	response, err := c.provision.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Renew calls bauxite.dispatch.v1.ProvisioningService.Renew.
+func (c *provisioningServiceClient) Renew(ctx context.Context, req *v1.RenewRequest) (*v1.RenewResponse, error) {
+	response, err := c.renew.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -85,6 +107,9 @@ type ProvisioningServiceHandler interface {
 	// Provision redeems a join token. It is idempotent on the CSR: the same token
 	// and the same public keys return the same node without using the token again.
 	Provision(context.Context, *v1.ProvisionRequest) (*v1.ProvisionResponse, error)
+	// Renew issues a new certificate to the calling node, whose identity is that of
+	// its TLS certificate. Name and addresses stay the same.
+	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
 }
 
 // NewProvisioningServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -100,10 +125,18 @@ func NewProvisioningServiceHandler(svc ProvisioningServiceHandler, opts ...conne
 		connect.WithSchema(provisioningServiceMethods.ByName("Provision")),
 		connect.WithHandlerOptions(opts...),
 	)
+	provisioningServiceRenewHandler := connect.NewUnaryHandlerSimple(
+		ProvisioningServiceRenewProcedure,
+		svc.Renew,
+		connect.WithSchema(provisioningServiceMethods.ByName("Renew")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bauxite.dispatch.v1.ProvisioningService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ProvisioningServiceProvisionProcedure:
 			provisioningServiceProvisionHandler.ServeHTTP(w, r)
+		case ProvisioningServiceRenewProcedure:
+			provisioningServiceRenewHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -115,4 +148,8 @@ type UnimplementedProvisioningServiceHandler struct{}
 
 func (UnimplementedProvisioningServiceHandler) Provision(context.Context, *v1.ProvisionRequest) (*v1.ProvisionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.ProvisioningService.Provision is not implemented"))
+}
+
+func (UnimplementedProvisioningServiceHandler) Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.ProvisioningService.Renew is not implemented"))
 }
