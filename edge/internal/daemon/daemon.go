@@ -164,7 +164,9 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 		if cert.Virtual6.IsValid() {
 			addrs = append(addrs, netip.PrefixFrom(cert.Virtual6, 128))
 		}
-		d.dev, err = deps.OpenTun(tun.Config{Name: name, MTU: c.TunMTU(), Addrs: addrs, Routes: c.Node.MeshCIDRs})
+		d.dev, err = deps.OpenTun(tun.Config{
+			Name: name, MTU: c.TunMTU(), Addrs: addrs, Routes: c.Node.MeshCIDRs, Logger: d.log.With("part", "tun"),
+		})
 		if err != nil {
 			return fmt.Errorf("%w %s: %w", ErrTun, name, err)
 		}
