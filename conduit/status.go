@@ -99,6 +99,8 @@ type Counters struct {
 	// WireTxBytes and WireRxBytes are UDP payload bytes, STUN included.
 	WireTxBytes uint64 `json:"wire_tx_bytes"`
 	WireRxBytes uint64 `json:"wire_rx_bytes"`
+	// STUNUnsent counts checks to addresses that the system has no way to.
+	STUNUnsent uint64 `json:"stun_unsent"`
 }
 
 // Lanes are the three lanes.
@@ -158,7 +160,7 @@ func (n *Node) Status(ctx context.Context) (*Status, error) {
 	d := n.plane.Stats()
 	st.Counters = Counters{
 		TxDropped: sum(d.TxDropped), TxDroppedBy: d.TxDropped, RxDropped: sum(d.RxDropped), RxDroppedBy: d.RxDropped,
-		WireTxBytes: d.WireTx, WireRxBytes: d.WireRx,
+		WireTxBytes: d.WireTx, WireRxBytes: d.WireRx, STUNUnsent: d.STUNUnsent,
 	}
 	for l, dst := range [packet.NumLanes]*LaneStatus{&st.Lanes.Critical, &st.Lanes.Telemetry, &st.Lanes.Bulk} {
 		*dst = laneStatus(&d.Lanes[l])

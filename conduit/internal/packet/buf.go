@@ -24,12 +24,13 @@ const (
 type Buf struct {
 	// N is the length of the inner packet, which starts at Headroom.
 	N int
-	// Lane and Peer (a slot of the session table) are set by the stages.
+	// Lane is where the packet waits; the classify stage sets it.
 	Lane Lane
-	// FlowHash spreads flows over bulk queues; 0 where none was computed.
+	// FlowHash tells the flows apart that must keep their order; 0 where none was
+	// computed.
 	FlowHash uint32
-	// Enqueued is the monotonic time in nanoseconds at which the packet entered
-	// its lane.
+	// Enqueued is the monotonic time in nanoseconds at which the packet began to wait
+	// for a session.
 	Enqueued int64
 	// Dest is whatever the route stage resolved; only the seal stage reads it.
 	Dest any
