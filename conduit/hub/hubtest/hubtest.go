@@ -33,6 +33,11 @@ type Hub struct {
 	*CA
 	URL string
 
+	// What tests do not need, the hub refuses as not implemented.
+	dispatchv1connect.UnimplementedProvisioningServiceHandler
+	dispatchv1connect.UnimplementedTopologyServiceHandler
+	dispatchv1connect.UnimplementedPolicyServiceHandler
+
 	tb     testing.TB
 	server tls.Certificate
 

@@ -14,6 +14,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
+	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
 )
 
 // Limits of a token.
@@ -24,7 +25,10 @@ const (
 	maxTags    = 32
 )
 
-type fleet struct{ *API }
+type fleet struct {
+	*API
+	dispatchv1connect.UnimplementedFleetServiceHandler
+}
 
 func (f fleet) CreateToken(ctx context.Context, req *dispatchv1.CreateTokenRequest) (*dispatchv1.CreateTokenResponse, error) {
 	ttl := DefaultTTL

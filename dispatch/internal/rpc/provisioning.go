@@ -18,9 +18,13 @@ import (
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
+	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
 )
 
-type provisioning struct{ *API }
+type provisioning struct {
+	*API
+	dispatchv1connect.UnimplementedProvisioningServiceHandler
+}
 
 // maxFact bounds each of the facts, in bytes; longer ones are cut.
 const maxFact = 128

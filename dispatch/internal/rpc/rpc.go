@@ -90,8 +90,9 @@ func New(cfg Config) *API {
 	return a
 }
 
-// NodeHandler serves the node port.
-func (a *API) NodeHandler() http.Handler {
+// services registers every service. All listeners serve the same ones: who may
+// call what is the gate's decision alone, by how the listener knows the caller.
+func (a *API) services() http.Handler {
 	mux := http.NewServeMux()
 	opts := func(limit int) []connect.HandlerOption {
 		return []connect.HandlerOption{
@@ -100,11 +101,28 @@ func (a *API) NodeHandler() http.Handler {
 			connect.WithCompression("gzip", nil, nil),
 		}
 	}
-	mux.Handle(dispatchv1connect.NewProvisioningServiceHandler(provisioning{a}, opts(maxJoin)...))
+	unary := []connect.HandlerOption{
+		connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(1024),
+	}
+	mux.Handle(dispatchv1connect.NewProvisioningServiceHandler(provisioning{API: a}, opts(maxJoin)...))
 	mux.Handle(dispatchv1connect.NewSignalingServiceHandler(signaling{a}, opts(maxSignalMessage)...))
-	mux.Handle(dispatchv1connect.NewTopologyServiceHandler(topologyService{a}, opts(maxRequest)...))
-	mux.Handle(dispatchv1connect.NewPolicyServiceHandler(policyService{a},
-		connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(1024)))
+	mux.Handle(dispatchv1connect.NewTopologyServiceHandler(topologyService{API: a}, opts(maxRequest)...))
+	mux.Handle(dispatchv1connect.NewRelayServiceHandler(relayService{API: a}, opts(maxRequest)...))
+	mux.Handle(dispatchv1connect.NewMetricsServiceHandler(metricsService{API: a}, unary...))
+	mux.Handle(dispatchv1connect.NewPolicyServiceHandler(policyService{API: a}, unary...))
+	mux.Handle(dispatchv1connect.NewFleetServiceHandler(fleet{API: a}, unary...))
+	mux.Handle(dispatchv1connect.NewAuditServiceHandler(auditService{API: a}, unary...))
+	mux.Handle(dispatchv1connect.NewAccessServiceHandler(accessService{API: a}, unary...))
+	mux.Handle(dispatchv1connect.NewHubServiceHandler(hubService{API: a}, unary...))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// NodeHandler serves the node port.
+func (a *API) NodeHandler() http.Handler {
+	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := caller{class: anonymous, unblock: func() {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
@@ -117,19 +135,15 @@ func (a *API) NodeHandler() http.Handler {
 			}
 			c.class, c.id = node, id
 		}
-		w.Header().Set("Cache-Control", "no-store")
-		mux.ServeHTTP(w, r.WithContext(withCaller(r.Context(), c)))
+		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), c)))
 	})
 }
 
 // AdminHandler serves the unix socket. Whoever can open it is an administrator.
 func (a *API) AdminHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle(dispatchv1connect.NewFleetServiceHandler(fleet{a},
-		connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(maxRequest)))
+	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Cache-Control", "no-store")
-		mux.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{class: admin})))
+		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{class: admin})))
 	})
 }
 

@@ -14,9 +14,13 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/topology"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
+	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
 )
 
-type topologyService struct{ *API }
+type topologyService struct {
+	*API
+	dispatchv1connect.UnimplementedTopologyServiceHandler
+}
 
 type watchStream = connect.ServerStream[dispatchv1.WatchTopologyResponse]
 

@@ -44,6 +44,31 @@ const (
 	ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED ErrorReason = 11
 	// Another stream of the same node took this one's place.
 	ErrorReason_ERROR_REASON_REPLACED ErrorReason = 12
+	// The node waits for an administrator: make the same call again later.
+	ErrorReason_ERROR_REASON_APPROVAL_PENDING ErrorReason = 13
+	// The token allows only nodes that make their own key.
+	ErrorReason_ERROR_REASON_CSR_REQUIRED ErrorReason = 14
+	// The hub made the node's key: nothing but Rekey is allowed before it is replaced.
+	ErrorReason_ERROR_REASON_REKEY_REQUIRED ErrorReason = 15
+	// The node has used up its recoveries: an administrator must approve it again.
+	ErrorReason_ERROR_REASON_RECOVERY_EXHAUSTED ErrorReason = 16
+	// The generation is not the one that the hub expects: the identity seems to be in
+	// two places, and the node is locked until an administrator approves it.
+	ErrorReason_ERROR_REASON_CLONE_SUSPECTED ErrorReason = 17
+	// The challenge is too old or not this hub's: begin anew.
+	ErrorReason_ERROR_REASON_CHALLENGE_INVALID ErrorReason = 18
+	// The API key is unknown, expired or revoked.
+	ErrorReason_ERROR_REASON_KEY_INVALID ErrorReason = 19
+	// The caller's role or key does not include this permission.
+	ErrorReason_ERROR_REASON_PERMISSION_DENIED ErrorReason = 20
+	// Somebody else changed the object since it was read: read it again.
+	ErrorReason_ERROR_REASON_CONFLICT ErrorReason = 21
+	// The policy's tests or expectations do not hold.
+	ErrorReason_ERROR_REASON_POLICY_TESTS_FAILED ErrorReason = 22
+	// The hub cannot write: its disk is full or its directory read-only.
+	ErrorReason_ERROR_REASON_STORAGE ErrorReason = 23
+	// The hub sheds load: come back after the delay in retry_after_ms.
+	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 24
 )
 
 // Enum value maps for ErrorReason.
@@ -62,6 +87,18 @@ var (
 		10: "ERROR_REASON_ADDRESSES_EXHAUSTED",
 		11: "ERROR_REASON_CALLER_NOT_ALLOWED",
 		12: "ERROR_REASON_REPLACED",
+		13: "ERROR_REASON_APPROVAL_PENDING",
+		14: "ERROR_REASON_CSR_REQUIRED",
+		15: "ERROR_REASON_REKEY_REQUIRED",
+		16: "ERROR_REASON_RECOVERY_EXHAUSTED",
+		17: "ERROR_REASON_CLONE_SUSPECTED",
+		18: "ERROR_REASON_CHALLENGE_INVALID",
+		19: "ERROR_REASON_KEY_INVALID",
+		20: "ERROR_REASON_PERMISSION_DENIED",
+		21: "ERROR_REASON_CONFLICT",
+		22: "ERROR_REASON_POLICY_TESTS_FAILED",
+		23: "ERROR_REASON_STORAGE",
+		24: "ERROR_REASON_OVERLOADED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":         0,
@@ -77,6 +114,18 @@ var (
 		"ERROR_REASON_ADDRESSES_EXHAUSTED": 10,
 		"ERROR_REASON_CALLER_NOT_ALLOWED":  11,
 		"ERROR_REASON_REPLACED":            12,
+		"ERROR_REASON_APPROVAL_PENDING":    13,
+		"ERROR_REASON_CSR_REQUIRED":        14,
+		"ERROR_REASON_REKEY_REQUIRED":      15,
+		"ERROR_REASON_RECOVERY_EXHAUSTED":  16,
+		"ERROR_REASON_CLONE_SUSPECTED":     17,
+		"ERROR_REASON_CHALLENGE_INVALID":   18,
+		"ERROR_REASON_KEY_INVALID":         19,
+		"ERROR_REASON_PERMISSION_DENIED":   20,
+		"ERROR_REASON_CONFLICT":            21,
+		"ERROR_REASON_POLICY_TESTS_FAILED": 22,
+		"ERROR_REASON_STORAGE":             23,
+		"ERROR_REASON_OVERLOADED":          24,
 	}
 )
 
@@ -116,7 +165,9 @@ type ErrorInfo struct {
 	// retryable tells that the same call may succeed later.
 	Retryable bool `protobuf:"varint,2,opt,name=retryable,proto3" json:"retryable,omitempty"`
 	// hint says in one sentence what a person can do; may be empty.
-	Hint          string `protobuf:"bytes,3,opt,name=hint,proto3" json:"hint,omitempty"`
+	Hint string `protobuf:"bytes,3,opt,name=hint,proto3" json:"hint,omitempty"`
+	// retry_after_ms is how long to wait before the same call; 0 where nothing is known.
+	RetryAfterMs  uint32 `protobuf:"varint,4,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,15 +223,23 @@ func (x *ErrorInfo) GetHint() string {
 	return ""
 }
 
+func (x *ErrorInfo) GetRetryAfterMs() uint32 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
+}
+
 var File_bauxite_dispatch_v1_errors_proto protoreflect.FileDescriptor
 
 const file_bauxite_dispatch_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	" bauxite/dispatch/v1/errors.proto\x12\x13bauxite.dispatch.v1\"w\n" +
+	" bauxite/dispatch/v1/errors.proto\x12\x13bauxite.dispatch.v1\"\x9d\x01\n" +
 	"\tErrorInfo\x128\n" +
 	"\x06reason\x18\x01 \x01(\x0e2 .bauxite.dispatch.v1.ErrorReasonR\x06reason\x12\x1c\n" +
 	"\tretryable\x18\x02 \x01(\bR\tretryable\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint*\xaa\x03\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\x12$\n" +
+	"\x0eretry_after_ms\x18\x04 \x01(\rR\fretryAfterMs*\xb2\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_TOKEN_INVALID\x10\x01\x12\x1e\n" +
@@ -195,7 +254,19 @@ const file_bauxite_dispatch_v1_errors_proto_rawDesc = "" +
 	" ERROR_REASON_ADDRESSES_EXHAUSTED\x10\n" +
 	"\x12#\n" +
 	"\x1fERROR_REASON_CALLER_NOT_ALLOWED\x10\v\x12\x19\n" +
-	"\x15ERROR_REASON_REPLACED\x10\fB\xde\x01\n" +
+	"\x15ERROR_REASON_REPLACED\x10\f\x12!\n" +
+	"\x1dERROR_REASON_APPROVAL_PENDING\x10\r\x12\x1d\n" +
+	"\x19ERROR_REASON_CSR_REQUIRED\x10\x0e\x12\x1f\n" +
+	"\x1bERROR_REASON_REKEY_REQUIRED\x10\x0f\x12#\n" +
+	"\x1fERROR_REASON_RECOVERY_EXHAUSTED\x10\x10\x12 \n" +
+	"\x1cERROR_REASON_CLONE_SUSPECTED\x10\x11\x12\"\n" +
+	"\x1eERROR_REASON_CHALLENGE_INVALID\x10\x12\x12\x1c\n" +
+	"\x18ERROR_REASON_KEY_INVALID\x10\x13\x12\"\n" +
+	"\x1eERROR_REASON_PERMISSION_DENIED\x10\x14\x12\x19\n" +
+	"\x15ERROR_REASON_CONFLICT\x10\x15\x12$\n" +
+	" ERROR_REASON_POLICY_TESTS_FAILED\x10\x16\x12\x18\n" +
+	"\x14ERROR_REASON_STORAGE\x10\x17\x12\x1b\n" +
+	"\x17ERROR_REASON_OVERLOADED\x10\x18B\xde\x01\n" +
 	"\x17com.bauxite.dispatch.v1B\vErrorsProtoP\x01ZHgithub.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1;dispatchv1\xa2\x02\x03BDX\xaa\x02\x13Bauxite.Dispatch.V1\xca\x02\x13Bauxite\\Dispatch\\V1\xe2\x02\x1fBauxite\\Dispatch\\V1\\GPBMetadata\xea\x02\x15Bauxite::Dispatch::V1b\x06proto3"
 
 var (

@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -30,7 +31,16 @@ type CreateTokenRequest struct {
 	// ttl is how long it is good for; unset means 24 hours.
 	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// tags are given to every node that joins with it.
-	Tags          []string `protobuf:"bytes,3,rep,name=tags,proto3" json:"tags,omitempty"`
+	Tags []string `protobuf:"bytes,3,rep,name=tags,proto3" json:"tags,omitempty"`
+	// site is the scope of the nodes that join with it; empty is the default one.
+	Site string `protobuf:"bytes,4,opt,name=site,proto3" json:"site,omitempty"`
+	// ephemeral nodes are deleted when they have been offline for an hour.
+	Ephemeral bool `protobuf:"varint,5,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// needs_approval puts the nodes into the approval queue.
+	NeedsApproval bool `protobuf:"varint,6,opt,name=needs_approval,json=needsApproval,proto3" json:"needs_approval,omitempty"`
+	// require_csr refuses the plain flow, in which the hub makes the key.
+	RequireCsr    bool   `protobuf:"varint,7,opt,name=require_csr,json=requireCsr,proto3" json:"require_csr,omitempty"`
+	Note          string `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -84,6 +94,41 @@ func (x *CreateTokenRequest) GetTags() []string {
 		return x.Tags
 	}
 	return nil
+}
+
+func (x *CreateTokenRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *CreateTokenRequest) GetNeedsApproval() bool {
+	if x != nil {
+		return x.NeedsApproval
+	}
+	return false
+}
+
+func (x *CreateTokenRequest) GetRequireCsr() bool {
+	if x != nil {
+		return x.RequireCsr
+	}
+	return false
+}
+
+func (x *CreateTokenRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
 }
 
 type CreateTokenResponse struct {
@@ -172,15 +217,329 @@ func (x *CreateTokenResponse) GetJoinUrl() string {
 	return ""
 }
 
-type ListNodesRequest struct {
+type JoinToken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Uses          uint32                 `protobuf:"varint,2,opt,name=uses,proto3" json:"uses,omitempty"`
+	MaxUses       uint32                 `protobuf:"varint,3,opt,name=max_uses,json=maxUses,proto3" json:"max_uses,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	Tags          []string               `protobuf:"bytes,6,rep,name=tags,proto3" json:"tags,omitempty"`
+	Site          string                 `protobuf:"bytes,7,opt,name=site,proto3" json:"site,omitempty"`
+	Ephemeral     bool                   `protobuf:"varint,8,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	NeedsApproval bool                   `protobuf:"varint,9,opt,name=needs_approval,json=needsApproval,proto3" json:"needs_approval,omitempty"`
+	RequireCsr    bool                   `protobuf:"varint,10,opt,name=require_csr,json=requireCsr,proto3" json:"require_csr,omitempty"`
+	Revoked       bool                   `protobuf:"varint,11,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	CreatedBy     string                 `protobuf:"bytes,12,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	Note          string                 `protobuf:"bytes,13,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinToken) Reset() {
+	*x = JoinToken{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinToken) ProtoMessage() {}
+
+func (x *JoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
+func (*JoinToken) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *JoinToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *JoinToken) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *JoinToken) GetMaxUses() uint32 {
+	if x != nil {
+		return x.MaxUses
+	}
+	return 0
+}
+
+func (x *JoinToken) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *JoinToken) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *JoinToken) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *JoinToken) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *JoinToken) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *JoinToken) GetNeedsApproval() bool {
+	if x != nil {
+		return x.NeedsApproval
+	}
+	return false
+}
+
+func (x *JoinToken) GetRequireCsr() bool {
+	if x != nil {
+		return x.RequireCsr
+	}
+	return false
+}
+
+func (x *JoinToken) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
+}
+
+func (x *JoinToken) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *JoinToken) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type ListTokensRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// all includes those that are expired, used up or revoked.
+	All           bool `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListTokensRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type ListTokensResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tokens        []*JoinToken           `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListTokensResponse) GetTokens() []*JoinToken {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type RevokeTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenRequest) Reset() {
+	*x = RevokeTokenRequest{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenRequest) ProtoMessage() {}
+
+func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
+func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RevokeTokenRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RevokeTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenResponse) Reset() {
+	*x = RevokeTokenResponse{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenResponse) ProtoMessage() {}
+
+func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
+func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{6}
+}
+
+type ListNodesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// states, where any is set, are those to list: pending, active, locked, revoked.
+	// None means all but revoked.
+	States        []string `protobuf:"bytes,1,rep,name=states,proto3" json:"states,omitempty"`
+	Site          string   `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Tag           string   `protobuf:"bytes,3,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[2]
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -192,7 +551,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[2]
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -205,7 +564,28 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{2}
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListNodesRequest) GetStates() []string {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *ListNodesRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *ListNodesRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
 }
 
 type ListNodesResponse struct {
@@ -217,7 +597,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[3]
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -229,7 +609,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[3]
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -242,7 +622,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{3}
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -250,6 +630,712 @@ func (x *ListNodesResponse) GetNodes() []*Node {
 		return x.Nodes
 	}
 	return nil
+}
+
+type GetNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node is a name, a PeerID or a unique prefix of one.
+	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNodeRequest) Reset() {
+	*x = GetNodeRequest{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNodeRequest) ProtoMessage() {}
+
+func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
+func (*GetNodeRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type GetNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Certificates  []*Certificate         `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNodeResponse) Reset() {
+	*x = GetNodeResponse{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNodeResponse) ProtoMessage() {}
+
+func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
+func (*GetNodeResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *GetNodeResponse) GetCertificates() []*Certificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+type Certificate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        []byte                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Revoked       bool                   `protobuf:"varint,3,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Certificate) GetSerial() []byte {
+	if x != nil {
+		return x.Serial
+	}
+	return nil
+}
+
+func (x *Certificate) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *Certificate) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
+}
+
+func (x *Certificate) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ApproveNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveNodeRequest) Reset() {
+	*x = ApproveNodeRequest{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveNodeRequest) ProtoMessage() {}
+
+func (x *ApproveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveNodeRequest.ProtoReflect.Descriptor instead.
+func (*ApproveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ApproveNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ApproveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveNodeResponse) Reset() {
+	*x = ApproveNodeResponse{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveNodeResponse) ProtoMessage() {}
+
+func (x *ApproveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveNodeResponse.ProtoReflect.Descriptor instead.
+func (*ApproveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ApproveNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type RevokeNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*RevokeNodeRequest_Node
+	//	*RevokeNodeRequest_Ed25519PublicKey
+	//	*RevokeNodeRequest_Serial
+	Subject       isRevokeNodeRequest_Subject `protobuf_oneof:"subject"`
+	Reason        string                      `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeNodeRequest) Reset() {
+	*x = RevokeNodeRequest{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeNodeRequest) ProtoMessage() {}
+
+func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RevokeNodeRequest) GetSubject() isRevokeNodeRequest_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *RevokeNodeRequest) GetNode() string {
+	if x != nil {
+		if x, ok := x.Subject.(*RevokeNodeRequest_Node); ok {
+			return x.Node
+		}
+	}
+	return ""
+}
+
+func (x *RevokeNodeRequest) GetEd25519PublicKey() []byte {
+	if x != nil {
+		if x, ok := x.Subject.(*RevokeNodeRequest_Ed25519PublicKey); ok {
+			return x.Ed25519PublicKey
+		}
+	}
+	return nil
+}
+
+func (x *RevokeNodeRequest) GetSerial() []byte {
+	if x != nil {
+		if x, ok := x.Subject.(*RevokeNodeRequest_Serial); ok {
+			return x.Serial
+		}
+	}
+	return nil
+}
+
+func (x *RevokeNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type isRevokeNodeRequest_Subject interface {
+	isRevokeNodeRequest_Subject()
+}
+
+type RevokeNodeRequest_Node struct {
+	// node is a name, a PeerID or a unique prefix of one.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3,oneof"`
+}
+
+type RevokeNodeRequest_Ed25519PublicKey struct {
+	// ed25519_public_key is 32 bytes; the node that has it is revoked as well.
+	Ed25519PublicKey []byte `protobuf:"bytes,2,opt,name=ed25519_public_key,json=ed25519PublicKey,proto3,oneof"`
+}
+
+type RevokeNodeRequest_Serial struct {
+	// serial is that of one certificate; the node may get another.
+	Serial []byte `protobuf:"bytes,3,opt,name=serial,proto3,oneof"`
+}
+
+func (*RevokeNodeRequest_Node) isRevokeNodeRequest_Subject() {}
+
+func (*RevokeNodeRequest_Ed25519PublicKey) isRevokeNodeRequest_Subject() {}
+
+func (*RevokeNodeRequest_Serial) isRevokeNodeRequest_Subject() {}
+
+type RevokeNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeNodeResponse) Reset() {
+	*x = RevokeNodeResponse{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeNodeResponse) ProtoMessage() {}
+
+func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{15}
+}
+
+type DeleteNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNodeRequest) Reset() {
+	*x = DeleteNodeRequest{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNodeRequest) ProtoMessage() {}
+
+func (x *DeleteNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNodeRequest.ProtoReflect.Descriptor instead.
+func (*DeleteNodeRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DeleteNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type DeleteNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNodeResponse) Reset() {
+	*x = DeleteNodeResponse{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNodeResponse) ProtoMessage() {}
+
+func (x *DeleteNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNodeResponse.ProtoReflect.Descriptor instead.
+func (*DeleteNodeResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{17}
+}
+
+type UpdateNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// version is the one that the caller has read; 0 means whatever it is.
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// update_mask names fields: "name", "tags", "site".
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Tags          []string               `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
+	Site          string                 `protobuf:"bytes,6,opt,name=site,proto3" json:"site,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeRequest) Reset() {
+	*x = UpdateNodeRequest{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeRequest) ProtoMessage() {}
+
+func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateNodeRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *UpdateNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *UpdateNodeRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *UpdateNodeRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateNodeRequest) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *UpdateNodeRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+type UpdateNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeResponse) Reset() {
+	*x = UpdateNodeResponse{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeResponse) ProtoMessage() {}
+
+func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeResponse.ProtoReflect.Descriptor instead.
+func (*UpdateNodeResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *UpdateNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type WatchFleetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchFleetRequest) Reset() {
+	*x = WatchFleetRequest{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchFleetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchFleetRequest) ProtoMessage() {}
+
+func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchFleetRequest.ProtoReflect.Descriptor instead.
+func (*WatchFleetRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{20}
+}
+
+type WatchFleetResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Upserts []*Node                `protobuf:"bytes,1,rep,name=upserts,proto3" json:"upserts,omitempty"`
+	// deletes are PeerIDs.
+	Deletes []string `protobuf:"bytes,2,rep,name=deletes,proto3" json:"deletes,omitempty"`
+	// synced marks the end of the first, full list.
+	Synced        bool `protobuf:"varint,3,opt,name=synced,proto3" json:"synced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchFleetResponse) Reset() {
+	*x = WatchFleetResponse{}
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchFleetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchFleetResponse) ProtoMessage() {}
+
+func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchFleetResponse.ProtoReflect.Descriptor instead.
+func (*WatchFleetResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *WatchFleetResponse) GetUpserts() []*Node {
+	if x != nil {
+		return x.Upserts
+	}
+	return nil
+}
+
+func (x *WatchFleetResponse) GetDeletes() []string {
+	if x != nil {
+		return x.Deletes
+	}
+	return nil
+}
+
+func (x *WatchFleetResponse) GetSynced() bool {
+	if x != nil {
+		return x.Synced
+	}
+	return false
 }
 
 type Node struct {
@@ -263,13 +1349,25 @@ type Node struct {
 	Created            *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
 	CertificateExpires *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
 	Facts              *NodeFacts             `protobuf:"bytes,9,opt,name=facts,proto3" json:"facts,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// state is pending, active, locked or revoked.
+	State string `protobuf:"bytes,10,opt,name=state,proto3" json:"state,omitempty"`
+	Site  string `protobuf:"bytes,11,opt,name=site,proto3" json:"site,omitempty"`
+	// version grows with each change.
+	Version    uint64 `protobuf:"varint,12,opt,name=version,proto3" json:"version,omitempty"`
+	Ephemeral  bool   `protobuf:"varint,13,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	Generation uint64 `protobuf:"varint,14,opt,name=generation,proto3" json:"generation,omitempty"`
+	// key_origin is "node", or "server" until the node has replaced the key that the
+	// hub made.
+	KeyOrigin     string `protobuf:"bytes,15,opt,name=key_origin,json=keyOrigin,proto3" json:"key_origin,omitempty"`
+	TokenId       string `protobuf:"bytes,16,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	ApprovedBy    string `protobuf:"bytes,17,opt,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[4]
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +1379,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[4]
+	mi := &file_bauxite_dispatch_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +1392,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Node) GetNodeId() string {
@@ -360,25 +1458,153 @@ func (x *Node) GetFacts() *NodeFacts {
 	return nil
 }
 
+func (x *Node) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Node) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *Node) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Node) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *Node) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Node) GetKeyOrigin() string {
+	if x != nil {
+		return x.KeyOrigin
+	}
+	return ""
+}
+
+func (x *Node) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *Node) GetApprovedBy() string {
+	if x != nil {
+		return x.ApprovedBy
+	}
+	return ""
+}
+
 var File_bauxite_dispatch_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_bauxite_dispatch_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x1fbauxite/dispatch/v1/fleet.proto\x12\x13bauxite.dispatch.v1\x1a&bauxite/dispatch/v1/provisioning.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"i\n" +
+	"\x1fbauxite/dispatch/v1/fleet.proto\x12\x13bauxite.dispatch.v1\x1a&bauxite/dispatch/v1/provisioning.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf7\x01\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04uses\x18\x01 \x01(\rR\x04uses\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
-	"\x04tags\x18\x03 \x03(\tR\x04tags\"\xb4\x01\n" +
+	"\x04tags\x18\x03 \x03(\tR\x04tags\x12\x12\n" +
+	"\x04site\x18\x04 \x01(\tR\x04site\x12\x1c\n" +
+	"\tephemeral\x18\x05 \x01(\bR\tephemeral\x12%\n" +
+	"\x0eneeds_approval\x18\x06 \x01(\bR\rneedsApproval\x12\x1f\n" +
+	"\vrequire_csr\x18\a \x01(\bR\n" +
+	"requireCsr\x12\x12\n" +
+	"\x04note\x18\b \x01(\tR\x04note\"\xb4\x01\n" +
 	"\x13CreateTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x124\n" +
 	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x12\n" +
 	"\x04uses\x18\x04 \x01(\rR\x04uses\x12\x12\n" +
 	"\x04tags\x18\x05 \x03(\tR\x04tags\x12\x19\n" +
-	"\bjoin_url\x18\x06 \x01(\tR\ajoinUrl\"\x12\n" +
-	"\x10ListNodesRequest\"D\n" +
+	"\bjoin_url\x18\x06 \x01(\tR\ajoinUrl\"\x91\x03\n" +
+	"\tJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04uses\x18\x02 \x01(\rR\x04uses\x12\x19\n" +
+	"\bmax_uses\x18\x03 \x01(\rR\amaxUses\x124\n" +
+	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x12\n" +
+	"\x04tags\x18\x06 \x03(\tR\x04tags\x12\x12\n" +
+	"\x04site\x18\a \x01(\tR\x04site\x12\x1c\n" +
+	"\tephemeral\x18\b \x01(\bR\tephemeral\x12%\n" +
+	"\x0eneeds_approval\x18\t \x01(\bR\rneedsApproval\x12\x1f\n" +
+	"\vrequire_csr\x18\n" +
+	" \x01(\bR\n" +
+	"requireCsr\x12\x18\n" +
+	"\arevoked\x18\v \x01(\bR\arevoked\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\f \x01(\tR\tcreatedBy\x12\x12\n" +
+	"\x04note\x18\r \x01(\tR\x04note\"%\n" +
+	"\x11ListTokensRequest\x12\x10\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\"L\n" +
+	"\x12ListTokensResponse\x126\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x1e.bauxite.dispatch.v1.JoinTokenR\x06tokens\"$\n" +
+	"\x12RevokeTokenRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
+	"\x13RevokeTokenResponse\"P\n" +
+	"\x10ListNodesRequest\x12\x16\n" +
+	"\x06states\x18\x01 \x03(\tR\x06states\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x10\n" +
+	"\x03tag\x18\x03 \x01(\tR\x03tag\"D\n" +
 	"\x11ListNodesResponse\x12/\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x19.bauxite.dispatch.v1.NodeR\x05nodes\"\xd8\x02\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x19.bauxite.dispatch.v1.NodeR\x05nodes\"$\n" +
+	"\x0eGetNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x86\x01\n" +
+	"\x0fGetNodeResponse\x12-\n" +
+	"\x04node\x18\x01 \x01(\v2\x19.bauxite.dispatch.v1.NodeR\x04node\x12D\n" +
+	"\fcertificates\x18\x02 \x03(\v2 .bauxite.dispatch.v1.CertificateR\fcertificates\"\x90\x01\n" +
+	"\vCertificate\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\fR\x06serial\x127\n" +
+	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x18\n" +
+	"\arevoked\x18\x03 \x01(\bR\arevoked\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"(\n" +
+	"\x12ApproveNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"D\n" +
+	"\x13ApproveNodeResponse\x12-\n" +
+	"\x04node\x18\x01 \x01(\v2\x19.bauxite.dispatch.v1.NodeR\x04node\"\x96\x01\n" +
+	"\x11RevokeNodeRequest\x12\x14\n" +
+	"\x04node\x18\x01 \x01(\tH\x00R\x04node\x12.\n" +
+	"\x12ed25519_public_key\x18\x02 \x01(\fH\x00R\x10ed25519PublicKey\x12\x18\n" +
+	"\x06serial\x18\x03 \x01(\fH\x00R\x06serial\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reasonB\t\n" +
+	"\asubject\"\x14\n" +
+	"\x12RevokeNodeResponse\"'\n" +
+	"\x11DeleteNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x14\n" +
+	"\x12DeleteNodeResponse\"\xba\x01\n" +
+	"\x11UpdateNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12;\n" +
+	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
+	"\x04tags\x18\x05 \x03(\tR\x04tags\x12\x12\n" +
+	"\x04site\x18\x06 \x01(\tR\x04site\"C\n" +
+	"\x12UpdateNodeResponse\x12-\n" +
+	"\x04node\x18\x01 \x01(\v2\x19.bauxite.dispatch.v1.NodeR\x04node\"\x13\n" +
+	"\x11WatchFleetRequest\"{\n" +
+	"\x12WatchFleetResponse\x123\n" +
+	"\aupserts\x18\x01 \x03(\v2\x19.bauxite.dispatch.v1.NodeR\aupserts\x12\x18\n" +
+	"\adeletes\x18\x02 \x03(\tR\adeletes\x12\x16\n" +
+	"\x06synced\x18\x03 \x01(\bR\x06synced\"\xb5\x04\n" +
 	"\x04Node\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -390,10 +1616,36 @@ const file_bauxite_dispatch_v1_fleet_proto_rawDesc = "" +
 	"\x06online\x18\x06 \x01(\bR\x06online\x124\n" +
 	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12K\n" +
 	"\x13certificate_expires\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x124\n" +
-	"\x05facts\x18\t \x01(\v2\x1e.bauxite.dispatch.v1.NodeFactsR\x05facts2\xcc\x01\n" +
+	"\x05facts\x18\t \x01(\v2\x1e.bauxite.dispatch.v1.NodeFactsR\x05facts\x12\x14\n" +
+	"\x05state\x18\n" +
+	" \x01(\tR\x05state\x12\x12\n" +
+	"\x04site\x18\v \x01(\tR\x04site\x12\x18\n" +
+	"\aversion\x18\f \x01(\x04R\aversion\x12\x1c\n" +
+	"\tephemeral\x18\r \x01(\bR\tephemeral\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x0e \x01(\x04R\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"key_origin\x18\x0f \x01(\tR\tkeyOrigin\x12\x19\n" +
+	"\btoken_id\x18\x10 \x01(\tR\atokenId\x12\x1f\n" +
+	"\vapproved_by\x18\x11 \x01(\tR\n" +
+	"approvedBy2\xc3\a\n" +
 	"\fFleetService\x12`\n" +
-	"\vCreateToken\x12'.bauxite.dispatch.v1.CreateTokenRequest\x1a(.bauxite.dispatch.v1.CreateTokenResponse\x12Z\n" +
-	"\tListNodes\x12%.bauxite.dispatch.v1.ListNodesRequest\x1a&.bauxite.dispatch.v1.ListNodesResponseB\xdd\x01\n" +
+	"\vCreateToken\x12'.bauxite.dispatch.v1.CreateTokenRequest\x1a(.bauxite.dispatch.v1.CreateTokenResponse\x12]\n" +
+	"\n" +
+	"ListTokens\x12&.bauxite.dispatch.v1.ListTokensRequest\x1a'.bauxite.dispatch.v1.ListTokensResponse\x12`\n" +
+	"\vRevokeToken\x12'.bauxite.dispatch.v1.RevokeTokenRequest\x1a(.bauxite.dispatch.v1.RevokeTokenResponse\x12Z\n" +
+	"\tListNodes\x12%.bauxite.dispatch.v1.ListNodesRequest\x1a&.bauxite.dispatch.v1.ListNodesResponse\x12T\n" +
+	"\aGetNode\x12#.bauxite.dispatch.v1.GetNodeRequest\x1a$.bauxite.dispatch.v1.GetNodeResponse\x12`\n" +
+	"\vApproveNode\x12'.bauxite.dispatch.v1.ApproveNodeRequest\x1a(.bauxite.dispatch.v1.ApproveNodeResponse\x12]\n" +
+	"\n" +
+	"RevokeNode\x12&.bauxite.dispatch.v1.RevokeNodeRequest\x1a'.bauxite.dispatch.v1.RevokeNodeResponse\x12]\n" +
+	"\n" +
+	"DeleteNode\x12&.bauxite.dispatch.v1.DeleteNodeRequest\x1a'.bauxite.dispatch.v1.DeleteNodeResponse\x12]\n" +
+	"\n" +
+	"UpdateNode\x12&.bauxite.dispatch.v1.UpdateNodeRequest\x1a'.bauxite.dispatch.v1.UpdateNodeResponse\x12_\n" +
+	"\n" +
+	"WatchFleet\x12&.bauxite.dispatch.v1.WatchFleetRequest\x1a'.bauxite.dispatch.v1.WatchFleetResponse0\x01B\xdd\x01\n" +
 	"\x17com.bauxite.dispatch.v1B\n" +
 	"FleetProtoP\x01ZHgithub.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1;dispatchv1\xa2\x02\x03BDX\xaa\x02\x13Bauxite.Dispatch.V1\xca\x02\x13Bauxite\\Dispatch\\V1\xe2\x02\x1fBauxite\\Dispatch\\V1\\GPBMetadata\xea\x02\x15Bauxite::Dispatch::V1b\x06proto3"
 
@@ -409,33 +1661,78 @@ func file_bauxite_dispatch_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_bauxite_dispatch_v1_fleet_proto_rawDescData
 }
 
-var file_bauxite_dispatch_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_bauxite_dispatch_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_bauxite_dispatch_v1_fleet_proto_goTypes = []any{
 	(*CreateTokenRequest)(nil),    // 0: bauxite.dispatch.v1.CreateTokenRequest
 	(*CreateTokenResponse)(nil),   // 1: bauxite.dispatch.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 2: bauxite.dispatch.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 3: bauxite.dispatch.v1.ListNodesResponse
-	(*Node)(nil),                  // 4: bauxite.dispatch.v1.Node
-	(*durationpb.Duration)(nil),   // 5: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*NodeFacts)(nil),             // 7: bauxite.dispatch.v1.NodeFacts
+	(*JoinToken)(nil),             // 2: bauxite.dispatch.v1.JoinToken
+	(*ListTokensRequest)(nil),     // 3: bauxite.dispatch.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 4: bauxite.dispatch.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),    // 5: bauxite.dispatch.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),   // 6: bauxite.dispatch.v1.RevokeTokenResponse
+	(*ListNodesRequest)(nil),      // 7: bauxite.dispatch.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 8: bauxite.dispatch.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),        // 9: bauxite.dispatch.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),       // 10: bauxite.dispatch.v1.GetNodeResponse
+	(*Certificate)(nil),           // 11: bauxite.dispatch.v1.Certificate
+	(*ApproveNodeRequest)(nil),    // 12: bauxite.dispatch.v1.ApproveNodeRequest
+	(*ApproveNodeResponse)(nil),   // 13: bauxite.dispatch.v1.ApproveNodeResponse
+	(*RevokeNodeRequest)(nil),     // 14: bauxite.dispatch.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),    // 15: bauxite.dispatch.v1.RevokeNodeResponse
+	(*DeleteNodeRequest)(nil),     // 16: bauxite.dispatch.v1.DeleteNodeRequest
+	(*DeleteNodeResponse)(nil),    // 17: bauxite.dispatch.v1.DeleteNodeResponse
+	(*UpdateNodeRequest)(nil),     // 18: bauxite.dispatch.v1.UpdateNodeRequest
+	(*UpdateNodeResponse)(nil),    // 19: bauxite.dispatch.v1.UpdateNodeResponse
+	(*WatchFleetRequest)(nil),     // 20: bauxite.dispatch.v1.WatchFleetRequest
+	(*WatchFleetResponse)(nil),    // 21: bauxite.dispatch.v1.WatchFleetResponse
+	(*Node)(nil),                  // 22: bauxite.dispatch.v1.Node
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil), // 25: google.protobuf.FieldMask
+	(*NodeFacts)(nil),             // 26: bauxite.dispatch.v1.NodeFacts
 }
 var file_bauxite_dispatch_v1_fleet_proto_depIdxs = []int32{
-	5, // 0: bauxite.dispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	6, // 1: bauxite.dispatch.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	4, // 2: bauxite.dispatch.v1.ListNodesResponse.nodes:type_name -> bauxite.dispatch.v1.Node
-	6, // 3: bauxite.dispatch.v1.Node.created:type_name -> google.protobuf.Timestamp
-	6, // 4: bauxite.dispatch.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	7, // 5: bauxite.dispatch.v1.Node.facts:type_name -> bauxite.dispatch.v1.NodeFacts
-	0, // 6: bauxite.dispatch.v1.FleetService.CreateToken:input_type -> bauxite.dispatch.v1.CreateTokenRequest
-	2, // 7: bauxite.dispatch.v1.FleetService.ListNodes:input_type -> bauxite.dispatch.v1.ListNodesRequest
-	1, // 8: bauxite.dispatch.v1.FleetService.CreateToken:output_type -> bauxite.dispatch.v1.CreateTokenResponse
-	3, // 9: bauxite.dispatch.v1.FleetService.ListNodes:output_type -> bauxite.dispatch.v1.ListNodesResponse
-	8, // [8:10] is the sub-list for method output_type
-	6, // [6:8] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	23, // 0: bauxite.dispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	24, // 1: bauxite.dispatch.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	24, // 2: bauxite.dispatch.v1.JoinToken.created:type_name -> google.protobuf.Timestamp
+	24, // 3: bauxite.dispatch.v1.JoinToken.expires:type_name -> google.protobuf.Timestamp
+	2,  // 4: bauxite.dispatch.v1.ListTokensResponse.tokens:type_name -> bauxite.dispatch.v1.JoinToken
+	22, // 5: bauxite.dispatch.v1.ListNodesResponse.nodes:type_name -> bauxite.dispatch.v1.Node
+	22, // 6: bauxite.dispatch.v1.GetNodeResponse.node:type_name -> bauxite.dispatch.v1.Node
+	11, // 7: bauxite.dispatch.v1.GetNodeResponse.certificates:type_name -> bauxite.dispatch.v1.Certificate
+	24, // 8: bauxite.dispatch.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	22, // 9: bauxite.dispatch.v1.ApproveNodeResponse.node:type_name -> bauxite.dispatch.v1.Node
+	25, // 10: bauxite.dispatch.v1.UpdateNodeRequest.update_mask:type_name -> google.protobuf.FieldMask
+	22, // 11: bauxite.dispatch.v1.UpdateNodeResponse.node:type_name -> bauxite.dispatch.v1.Node
+	22, // 12: bauxite.dispatch.v1.WatchFleetResponse.upserts:type_name -> bauxite.dispatch.v1.Node
+	24, // 13: bauxite.dispatch.v1.Node.created:type_name -> google.protobuf.Timestamp
+	24, // 14: bauxite.dispatch.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	26, // 15: bauxite.dispatch.v1.Node.facts:type_name -> bauxite.dispatch.v1.NodeFacts
+	0,  // 16: bauxite.dispatch.v1.FleetService.CreateToken:input_type -> bauxite.dispatch.v1.CreateTokenRequest
+	3,  // 17: bauxite.dispatch.v1.FleetService.ListTokens:input_type -> bauxite.dispatch.v1.ListTokensRequest
+	5,  // 18: bauxite.dispatch.v1.FleetService.RevokeToken:input_type -> bauxite.dispatch.v1.RevokeTokenRequest
+	7,  // 19: bauxite.dispatch.v1.FleetService.ListNodes:input_type -> bauxite.dispatch.v1.ListNodesRequest
+	9,  // 20: bauxite.dispatch.v1.FleetService.GetNode:input_type -> bauxite.dispatch.v1.GetNodeRequest
+	12, // 21: bauxite.dispatch.v1.FleetService.ApproveNode:input_type -> bauxite.dispatch.v1.ApproveNodeRequest
+	14, // 22: bauxite.dispatch.v1.FleetService.RevokeNode:input_type -> bauxite.dispatch.v1.RevokeNodeRequest
+	16, // 23: bauxite.dispatch.v1.FleetService.DeleteNode:input_type -> bauxite.dispatch.v1.DeleteNodeRequest
+	18, // 24: bauxite.dispatch.v1.FleetService.UpdateNode:input_type -> bauxite.dispatch.v1.UpdateNodeRequest
+	20, // 25: bauxite.dispatch.v1.FleetService.WatchFleet:input_type -> bauxite.dispatch.v1.WatchFleetRequest
+	1,  // 26: bauxite.dispatch.v1.FleetService.CreateToken:output_type -> bauxite.dispatch.v1.CreateTokenResponse
+	4,  // 27: bauxite.dispatch.v1.FleetService.ListTokens:output_type -> bauxite.dispatch.v1.ListTokensResponse
+	6,  // 28: bauxite.dispatch.v1.FleetService.RevokeToken:output_type -> bauxite.dispatch.v1.RevokeTokenResponse
+	8,  // 29: bauxite.dispatch.v1.FleetService.ListNodes:output_type -> bauxite.dispatch.v1.ListNodesResponse
+	10, // 30: bauxite.dispatch.v1.FleetService.GetNode:output_type -> bauxite.dispatch.v1.GetNodeResponse
+	13, // 31: bauxite.dispatch.v1.FleetService.ApproveNode:output_type -> bauxite.dispatch.v1.ApproveNodeResponse
+	15, // 32: bauxite.dispatch.v1.FleetService.RevokeNode:output_type -> bauxite.dispatch.v1.RevokeNodeResponse
+	17, // 33: bauxite.dispatch.v1.FleetService.DeleteNode:output_type -> bauxite.dispatch.v1.DeleteNodeResponse
+	19, // 34: bauxite.dispatch.v1.FleetService.UpdateNode:output_type -> bauxite.dispatch.v1.UpdateNodeResponse
+	21, // 35: bauxite.dispatch.v1.FleetService.WatchFleet:output_type -> bauxite.dispatch.v1.WatchFleetResponse
+	26, // [26:36] is the sub-list for method output_type
+	16, // [16:26] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_bauxite_dispatch_v1_fleet_proto_init() }
@@ -444,13 +1741,18 @@ func file_bauxite_dispatch_v1_fleet_proto_init() {
 		return
 	}
 	file_bauxite_dispatch_v1_provisioning_proto_init()
+	file_bauxite_dispatch_v1_fleet_proto_msgTypes[14].OneofWrappers = []any{
+		(*RevokeNodeRequest_Node)(nil),
+		(*RevokeNodeRequest_Ed25519PublicKey)(nil),
+		(*RevokeNodeRequest_Serial)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bauxite_dispatch_v1_fleet_proto_rawDesc), len(file_bauxite_dispatch_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

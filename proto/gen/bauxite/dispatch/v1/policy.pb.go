@@ -9,6 +9,8 @@ package dispatchv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -118,18 +120,1448 @@ func (x *GetPolicyResponse) GetDocument() []byte {
 	return nil
 }
 
+type PolicyVersion struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// parent is the version that it was made from.
+	Parent        uint64                 `protobuf:"varint,2,opt,name=parent,proto3" json:"parent,omitempty"`
+	Author        string                 `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	Note          string                 `protobuf:"bytes,5,opt,name=note,proto3" json:"note,omitempty"`
+	Sha256        []byte                 `protobuf:"bytes,6,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Active        bool                   `protobuf:"varint,7,opt,name=active,proto3" json:"active,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyVersion) Reset() {
+	*x = PolicyVersion{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyVersion) ProtoMessage() {}
+
+func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
+func (*PolicyVersion) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PolicyVersion) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *PolicyVersion) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *PolicyVersion) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *PolicyVersion) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *PolicyVersion) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+type ListPoliciesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// limit 0 means 50, at most 500.
+	Limit uint32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// before lists only older versions; 0 begins with the newest.
+	Before        uint64 `protobuf:"varint,2,opt,name=before,proto3" json:"before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoliciesRequest) Reset() {
+	*x = ListPoliciesRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoliciesRequest) ProtoMessage() {}
+
+func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListPoliciesRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListPoliciesRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+type ListPoliciesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policies      []*PolicyVersion       `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoliciesResponse) Reset() {
+	*x = ListPoliciesResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoliciesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoliciesResponse) ProtoMessage() {}
+
+func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
+func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListPoliciesResponse) GetPolicies() []*PolicyVersion {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+type ReadPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadPolicyRequest) Reset() {
+	*x = ReadPolicyRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadPolicyRequest) ProtoMessage() {}
+
+func (x *ReadPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ReadPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReadPolicyRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type ReadPolicyResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Policy *PolicyVersion         `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// source is the text as it was written, with its comments.
+	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Document      []byte `protobuf:"bytes,3,opt,name=document,proto3" json:"document,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadPolicyResponse) Reset() {
+	*x = ReadPolicyResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadPolicyResponse) ProtoMessage() {}
+
+func (x *ReadPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ReadPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ReadPolicyResponse) GetPolicy() *PolicyVersion {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *ReadPolicyResponse) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ReadPolicyResponse) GetDocument() []byte {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
+type PolicyFinding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// line and column are 1-based places in the text; 0 where none is known.
+	Line          uint32 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
+	Column        uint32 `protobuf:"varint,2,opt,name=column,proto3" json:"column,omitempty"`
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyFinding) Reset() {
+	*x = PolicyFinding{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyFinding) ProtoMessage() {}
+
+func (x *PolicyFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyFinding.ProtoReflect.Descriptor instead.
+func (*PolicyFinding) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PolicyFinding) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *PolicyFinding) GetColumn() uint32 {
+	if x != nil {
+		return x.Column
+	}
+	return 0
+}
+
+func (x *PolicyFinding) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type TestPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestPolicyRequest) Reset() {
+	*x = TestPolicyRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestPolicyRequest) ProtoMessage() {}
+
+func (x *TestPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestPolicyRequest.ProtoReflect.Descriptor instead.
+func (*TestPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *TestPolicyRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+type TestPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ok            bool                   `protobuf:"varint,1,opt,name=ok,proto3" json:"ok,omitempty"`
+	Findings      []*PolicyFinding       `protobuf:"bytes,2,rep,name=findings,proto3" json:"findings,omitempty"`
+	Tests         uint32                 `protobuf:"varint,3,opt,name=tests,proto3" json:"tests,omitempty"`
+	Failed        uint32                 `protobuf:"varint,4,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestPolicyResponse) Reset() {
+	*x = TestPolicyResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestPolicyResponse) ProtoMessage() {}
+
+func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestPolicyResponse.ProtoReflect.Descriptor instead.
+func (*TestPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TestPolicyResponse) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *TestPolicyResponse) GetFindings() []*PolicyFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *TestPolicyResponse) GetTests() uint32 {
+	if x != nil {
+		return x.Tests
+	}
+	return 0
+}
+
+func (x *TestPolicyResponse) GetFailed() uint32 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+type ProposePolicyRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Source string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// base_version is the newest version that the author has seen.
+	BaseVersion   uint64 `protobuf:"varint,2,opt,name=base_version,json=baseVersion,proto3" json:"base_version,omitempty"`
+	Note          string `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposePolicyRequest) Reset() {
+	*x = ProposePolicyRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposePolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposePolicyRequest) ProtoMessage() {}
+
+func (x *ProposePolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposePolicyRequest.ProtoReflect.Descriptor instead.
+func (*ProposePolicyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ProposePolicyRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ProposePolicyRequest) GetBaseVersion() uint64 {
+	if x != nil {
+		return x.BaseVersion
+	}
+	return 0
+}
+
+func (x *ProposePolicyRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type ProposePolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposePolicyResponse) Reset() {
+	*x = ProposePolicyResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposePolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposePolicyResponse) ProtoMessage() {}
+
+func (x *ProposePolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposePolicyResponse.ProtoReflect.Descriptor instead.
+func (*ProposePolicyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ProposePolicyResponse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type Expectations struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// min_applied_percent is the least share of the online canary nodes that must
+	// have applied the version when the hold ends; 0 means 100.
+	MinAppliedPercent uint32 `protobuf:"varint,1,opt,name=min_applied_percent,json=minAppliedPercent,proto3" json:"min_applied_percent,omitempty"`
+	// max_denied_per_minute is how many packets a canary node may drop by policy
+	// per minute; 0 means no limit.
+	MaxDeniedPerMinute uint64 `protobuf:"varint,2,opt,name=max_denied_per_minute,json=maxDeniedPerMinute,proto3" json:"max_denied_per_minute,omitempty"`
+	// min_online_percent is the least share of the canary nodes, of those online at
+	// the start, that must stay online; 0 means 90.
+	MinOnlinePercent uint32 `protobuf:"varint,3,opt,name=min_online_percent,json=minOnlinePercent,proto3" json:"min_online_percent,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Expectations) Reset() {
+	*x = Expectations{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Expectations) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Expectations) ProtoMessage() {}
+
+func (x *Expectations) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Expectations.ProtoReflect.Descriptor instead.
+func (*Expectations) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Expectations) GetMinAppliedPercent() uint32 {
+	if x != nil {
+		return x.MinAppliedPercent
+	}
+	return 0
+}
+
+func (x *Expectations) GetMaxDeniedPerMinute() uint64 {
+	if x != nil {
+		return x.MaxDeniedPerMinute
+	}
+	return 0
+}
+
+func (x *Expectations) GetMinOnlinePercent() uint32 {
+	if x != nil {
+		return x.MinOnlinePercent
+	}
+	return 0
+}
+
+type ActivatePolicyRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// canary are selectors of the nodes that get it first; none means all at once.
+	Canary []string `protobuf:"bytes,2,rep,name=canary,proto3" json:"canary,omitempty"`
+	// hold is how long the canary must do well; unset means 10 minutes.
+	Hold   *durationpb.Duration `protobuf:"bytes,3,opt,name=hold,proto3" json:"hold,omitempty"`
+	Expect *Expectations        `protobuf:"bytes,4,opt,name=expect,proto3" json:"expect,omitempty"`
+	// expected_active is the version that the caller believes to be in force; 0
+	// means not checked.
+	ExpectedActive uint64 `protobuf:"varint,5,opt,name=expected_active,json=expectedActive,proto3" json:"expected_active,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ActivatePolicyRequest) Reset() {
+	*x = ActivatePolicyRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivatePolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivatePolicyRequest) ProtoMessage() {}
+
+func (x *ActivatePolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivatePolicyRequest.ProtoReflect.Descriptor instead.
+func (*ActivatePolicyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ActivatePolicyRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ActivatePolicyRequest) GetCanary() []string {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+func (x *ActivatePolicyRequest) GetHold() *durationpb.Duration {
+	if x != nil {
+		return x.Hold
+	}
+	return nil
+}
+
+func (x *ActivatePolicyRequest) GetExpect() *Expectations {
+	if x != nil {
+		return x.Expect
+	}
+	return nil
+}
+
+func (x *ActivatePolicyRequest) GetExpectedActive() uint64 {
+	if x != nil {
+		return x.ExpectedActive
+	}
+	return 0
+}
+
+type ActivatePolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Activation    *Activation            `protobuf:"bytes,1,opt,name=activation,proto3" json:"activation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivatePolicyResponse) Reset() {
+	*x = ActivatePolicyResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivatePolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivatePolicyResponse) ProtoMessage() {}
+
+func (x *ActivatePolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivatePolicyResponse.ProtoReflect.Descriptor instead.
+func (*ActivatePolicyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ActivatePolicyResponse) GetActivation() *Activation {
+	if x != nil {
+		return x.Activation
+	}
+	return nil
+}
+
+type Activation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// generation is what nodes see as policy_version.
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// base is in force for all but the canary.
+	Base uint64 `protobuf:"varint,2,opt,name=base,proto3" json:"base,omitempty"`
+	// candidate is in force for the canary; 0 where none is under way.
+	Candidate uint64                 `protobuf:"varint,3,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	Canary    []string               `protobuf:"bytes,4,rep,name=canary,proto3" json:"canary,omitempty"`
+	HoldUntil *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=hold_until,json=holdUntil,proto3" json:"hold_until,omitempty"`
+	// state is one of "active", "canary", "rolled-back".
+	State string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	// reason tells why it was rolled back.
+	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	CanaryNodes   uint32 `protobuf:"varint,8,opt,name=canary_nodes,json=canaryNodes,proto3" json:"canary_nodes,omitempty"`
+	CanaryApplied uint32 `protobuf:"varint,9,opt,name=canary_applied,json=canaryApplied,proto3" json:"canary_applied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Activation) Reset() {
+	*x = Activation{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Activation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Activation) ProtoMessage() {}
+
+func (x *Activation) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Activation.ProtoReflect.Descriptor instead.
+func (*Activation) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Activation) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Activation) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *Activation) GetCandidate() uint64 {
+	if x != nil {
+		return x.Candidate
+	}
+	return 0
+}
+
+func (x *Activation) GetCanary() []string {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+func (x *Activation) GetHoldUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HoldUntil
+	}
+	return nil
+}
+
+func (x *Activation) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Activation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Activation) GetCanaryNodes() uint32 {
+	if x != nil {
+		return x.CanaryNodes
+	}
+	return 0
+}
+
+func (x *Activation) GetCanaryApplied() uint32 {
+	if x != nil {
+		return x.CanaryApplied
+	}
+	return 0
+}
+
+type RollbackPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackPolicyRequest) Reset() {
+	*x = RollbackPolicyRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackPolicyRequest) ProtoMessage() {}
+
+func (x *RollbackPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackPolicyRequest.ProtoReflect.Descriptor instead.
+func (*RollbackPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RollbackPolicyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RollbackPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Activation    *Activation            `protobuf:"bytes,1,opt,name=activation,proto3" json:"activation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackPolicyResponse) Reset() {
+	*x = RollbackPolicyResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackPolicyResponse) ProtoMessage() {}
+
+func (x *RollbackPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackPolicyResponse.ProtoReflect.Descriptor instead.
+func (*RollbackPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RollbackPolicyResponse) GetActivation() *Activation {
+	if x != nil {
+		return x.Activation
+	}
+	return nil
+}
+
+type GetActivationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetActivationRequest) Reset() {
+	*x = GetActivationRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetActivationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetActivationRequest) ProtoMessage() {}
+
+func (x *GetActivationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetActivationRequest.ProtoReflect.Descriptor instead.
+func (*GetActivationRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{18}
+}
+
+type GetActivationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Activation    *Activation            `protobuf:"bytes,1,opt,name=activation,proto3" json:"activation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetActivationResponse) Reset() {
+	*x = GetActivationResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetActivationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetActivationResponse) ProtoMessage() {}
+
+func (x *GetActivationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetActivationResponse.ProtoReflect.Descriptor instead.
+func (*GetActivationResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GetActivationResponse) GetActivation() *Activation {
+	if x != nil {
+		return x.Activation
+	}
+	return nil
+}
+
+type DiffPoliciesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// from 0 means the active version.
+	From uint64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	To   uint64 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	// source, where set, stands for to.
+	Source        string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffPoliciesRequest) Reset() {
+	*x = DiffPoliciesRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffPoliciesRequest) ProtoMessage() {}
+
+func (x *DiffPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*DiffPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *DiffPoliciesRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *DiffPoliciesRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *DiffPoliciesRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+type DiffPoliciesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// changes are one line each, those of rules first.
+	Rules        []string `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	Reachability []string `protobuf:"bytes,2,rep,name=reachability,proto3" json:"reachability,omitempty"`
+	// truncated tells that there are more changes of reachability.
+	Truncated     bool `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffPoliciesResponse) Reset() {
+	*x = DiffPoliciesResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffPoliciesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffPoliciesResponse) ProtoMessage() {}
+
+func (x *DiffPoliciesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffPoliciesResponse.ProtoReflect.Descriptor instead.
+func (*DiffPoliciesResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DiffPoliciesResponse) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *DiffPoliciesResponse) GetReachability() []string {
+	if x != nil {
+		return x.Reachability
+	}
+	return nil
+}
+
+func (x *DiffPoliciesResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+type ExplainPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// src and dst are names, PeerIDs or unique prefixes of them.
+	Src   string `protobuf:"bytes,1,opt,name=src,proto3" json:"src,omitempty"`
+	Dst   string `protobuf:"bytes,2,opt,name=dst,proto3" json:"dst,omitempty"`
+	Proto string `protobuf:"bytes,3,opt,name=proto,proto3" json:"proto,omitempty"`
+	Port  uint32 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	// lane is critical, telemetry or bulk.
+	Lane string `protobuf:"bytes,5,opt,name=lane,proto3" json:"lane,omitempty"`
+	// version 0 means the active one.
+	Version       uint64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyRequest) Reset() {
+	*x = ExplainPolicyRequest{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyRequest) ProtoMessage() {}
+
+func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExplainPolicyRequest) GetSrc() string {
+	if x != nil {
+		return x.Src
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetDst() string {
+	if x != nil {
+		return x.Dst
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetProto() string {
+	if x != nil {
+		return x.Proto
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ExplainPolicyRequest) GetLane() string {
+	if x != nil {
+		return x.Lane
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type ExplainPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Allow         bool                   `protobuf:"varint,1,opt,name=allow,proto3" json:"allow,omitempty"`
+	Rule          string                 `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyResponse) Reset() {
+	*x = ExplainPolicyResponse{}
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyResponse) ProtoMessage() {}
+
+func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_policy_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_policy_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ExplainPolicyResponse) GetAllow() bool {
+	if x != nil {
+		return x.Allow
+	}
+	return false
+}
+
+func (x *ExplainPolicyResponse) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *ExplainPolicyResponse) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *ExplainPolicyResponse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 var File_bauxite_dispatch_v1_policy_proto protoreflect.FileDescriptor
 
 const file_bauxite_dispatch_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	" bauxite/dispatch/v1/policy.proto\x12\x13bauxite.dispatch.v1\",\n" +
+	" bauxite/dispatch/v1/policy.proto\x12\x13bauxite.dispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
 	"\x10GetPolicyRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\"I\n" +
 	"\x11GetPolicyResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1a\n" +
-	"\bdocument\x18\x02 \x01(\fR\bdocument2k\n" +
+	"\bdocument\x18\x02 \x01(\fR\bdocument\"\xd3\x01\n" +
+	"\rPolicyVersion\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
+	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x16\n" +
+	"\x06author\x18\x03 \x01(\tR\x06author\x124\n" +
+	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x12\n" +
+	"\x04note\x18\x05 \x01(\tR\x04note\x12\x16\n" +
+	"\x06sha256\x18\x06 \x01(\fR\x06sha256\x12\x16\n" +
+	"\x06active\x18\a \x01(\bR\x06active\"C\n" +
+	"\x13ListPoliciesRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\x04R\x06before\"V\n" +
+	"\x14ListPoliciesResponse\x12>\n" +
+	"\bpolicies\x18\x01 \x03(\v2\".bauxite.dispatch.v1.PolicyVersionR\bpolicies\"-\n" +
+	"\x11ReadPolicyRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\"\x84\x01\n" +
+	"\x12ReadPolicyResponse\x12:\n" +
+	"\x06policy\x18\x01 \x01(\v2\".bauxite.dispatch.v1.PolicyVersionR\x06policy\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1a\n" +
+	"\bdocument\x18\x03 \x01(\fR\bdocument\"U\n" +
+	"\rPolicyFinding\x12\x12\n" +
+	"\x04line\x18\x01 \x01(\rR\x04line\x12\x16\n" +
+	"\x06column\x18\x02 \x01(\rR\x06column\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"+\n" +
+	"\x11TestPolicyRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\"\x92\x01\n" +
+	"\x12TestPolicyResponse\x12\x0e\n" +
+	"\x02ok\x18\x01 \x01(\bR\x02ok\x12>\n" +
+	"\bfindings\x18\x02 \x03(\v2\".bauxite.dispatch.v1.PolicyFindingR\bfindings\x12\x14\n" +
+	"\x05tests\x18\x03 \x01(\rR\x05tests\x12\x16\n" +
+	"\x06failed\x18\x04 \x01(\rR\x06failed\"e\n" +
+	"\x14ProposePolicyRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12!\n" +
+	"\fbase_version\x18\x02 \x01(\x04R\vbaseVersion\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\"1\n" +
+	"\x15ProposePolicyResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\"\x9f\x01\n" +
+	"\fExpectations\x12.\n" +
+	"\x13min_applied_percent\x18\x01 \x01(\rR\x11minAppliedPercent\x121\n" +
+	"\x15max_denied_per_minute\x18\x02 \x01(\x04R\x12maxDeniedPerMinute\x12,\n" +
+	"\x12min_online_percent\x18\x03 \x01(\rR\x10minOnlinePercent\"\xdc\x01\n" +
+	"\x15ActivatePolicyRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
+	"\x06canary\x18\x02 \x03(\tR\x06canary\x12-\n" +
+	"\x04hold\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04hold\x129\n" +
+	"\x06expect\x18\x04 \x01(\v2!.bauxite.dispatch.v1.ExpectationsR\x06expect\x12'\n" +
+	"\x0fexpected_active\x18\x05 \x01(\x04R\x0eexpectedActive\"Y\n" +
+	"\x16ActivatePolicyResponse\x12?\n" +
+	"\n" +
+	"activation\x18\x01 \x01(\v2\x1f.bauxite.dispatch.v1.ActivationR\n" +
+	"activation\"\xa9\x02\n" +
+	"\n" +
+	"Activation\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04base\x18\x02 \x01(\x04R\x04base\x12\x1c\n" +
+	"\tcandidate\x18\x03 \x01(\x04R\tcandidate\x12\x16\n" +
+	"\x06canary\x18\x04 \x03(\tR\x06canary\x129\n" +
+	"\n" +
+	"hold_until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tholdUntil\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12!\n" +
+	"\fcanary_nodes\x18\b \x01(\rR\vcanaryNodes\x12%\n" +
+	"\x0ecanary_applied\x18\t \x01(\rR\rcanaryApplied\"/\n" +
+	"\x15RollbackPolicyRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"Y\n" +
+	"\x16RollbackPolicyResponse\x12?\n" +
+	"\n" +
+	"activation\x18\x01 \x01(\v2\x1f.bauxite.dispatch.v1.ActivationR\n" +
+	"activation\"\x16\n" +
+	"\x14GetActivationRequest\"X\n" +
+	"\x15GetActivationResponse\x12?\n" +
+	"\n" +
+	"activation\x18\x01 \x01(\v2\x1f.bauxite.dispatch.v1.ActivationR\n" +
+	"activation\"Q\n" +
+	"\x13DiffPoliciesRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\x04R\x02to\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"n\n" +
+	"\x14DiffPoliciesResponse\x12\x14\n" +
+	"\x05rules\x18\x01 \x03(\tR\x05rules\x12\"\n" +
+	"\freachability\x18\x02 \x03(\tR\freachability\x12\x1c\n" +
+	"\ttruncated\x18\x03 \x01(\bR\ttruncated\"\x92\x01\n" +
+	"\x14ExplainPolicyRequest\x12\x10\n" +
+	"\x03src\x18\x01 \x01(\tR\x03src\x12\x10\n" +
+	"\x03dst\x18\x02 \x01(\tR\x03dst\x12\x14\n" +
+	"\x05proto\x18\x03 \x01(\tR\x05proto\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\x12\x12\n" +
+	"\x04lane\x18\x05 \x01(\tR\x04lane\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\x04R\aversion\"m\n" +
+	"\x15ExplainPolicyResponse\x12\x14\n" +
+	"\x05allow\x18\x01 \x01(\bR\x05allow\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion2\x81\b\n" +
 	"\rPolicyService\x12Z\n" +
-	"\tGetPolicy\x12%.bauxite.dispatch.v1.GetPolicyRequest\x1a&.bauxite.dispatch.v1.GetPolicyResponseB\xde\x01\n" +
+	"\tGetPolicy\x12%.bauxite.dispatch.v1.GetPolicyRequest\x1a&.bauxite.dispatch.v1.GetPolicyResponse\x12c\n" +
+	"\fListPolicies\x12(.bauxite.dispatch.v1.ListPoliciesRequest\x1a).bauxite.dispatch.v1.ListPoliciesResponse\x12]\n" +
+	"\n" +
+	"ReadPolicy\x12&.bauxite.dispatch.v1.ReadPolicyRequest\x1a'.bauxite.dispatch.v1.ReadPolicyResponse\x12]\n" +
+	"\n" +
+	"TestPolicy\x12&.bauxite.dispatch.v1.TestPolicyRequest\x1a'.bauxite.dispatch.v1.TestPolicyResponse\x12f\n" +
+	"\rProposePolicy\x12).bauxite.dispatch.v1.ProposePolicyRequest\x1a*.bauxite.dispatch.v1.ProposePolicyResponse\x12i\n" +
+	"\x0eActivatePolicy\x12*.bauxite.dispatch.v1.ActivatePolicyRequest\x1a+.bauxite.dispatch.v1.ActivatePolicyResponse\x12i\n" +
+	"\x0eRollbackPolicy\x12*.bauxite.dispatch.v1.RollbackPolicyRequest\x1a+.bauxite.dispatch.v1.RollbackPolicyResponse\x12f\n" +
+	"\rGetActivation\x12).bauxite.dispatch.v1.GetActivationRequest\x1a*.bauxite.dispatch.v1.GetActivationResponse\x12c\n" +
+	"\fDiffPolicies\x12(.bauxite.dispatch.v1.DiffPoliciesRequest\x1a).bauxite.dispatch.v1.DiffPoliciesResponse\x12f\n" +
+	"\rExplainPolicy\x12).bauxite.dispatch.v1.ExplainPolicyRequest\x1a*.bauxite.dispatch.v1.ExplainPolicyResponseB\xde\x01\n" +
 	"\x17com.bauxite.dispatch.v1B\vPolicyProtoP\x01ZHgithub.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1;dispatchv1\xa2\x02\x03BDX\xaa\x02\x13Bauxite.Dispatch.V1\xca\x02\x13Bauxite\\Dispatch\\V1\xe2\x02\x1fBauxite\\Dispatch\\V1\\GPBMetadata\xea\x02\x15Bauxite::Dispatch::V1b\x06proto3"
 
 var (
@@ -144,19 +1576,71 @@ func file_bauxite_dispatch_v1_policy_proto_rawDescGZIP() []byte {
 	return file_bauxite_dispatch_v1_policy_proto_rawDescData
 }
 
-var file_bauxite_dispatch_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_bauxite_dispatch_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_bauxite_dispatch_v1_policy_proto_goTypes = []any{
-	(*GetPolicyRequest)(nil),  // 0: bauxite.dispatch.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil), // 1: bauxite.dispatch.v1.GetPolicyResponse
+	(*GetPolicyRequest)(nil),       // 0: bauxite.dispatch.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),      // 1: bauxite.dispatch.v1.GetPolicyResponse
+	(*PolicyVersion)(nil),          // 2: bauxite.dispatch.v1.PolicyVersion
+	(*ListPoliciesRequest)(nil),    // 3: bauxite.dispatch.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 4: bauxite.dispatch.v1.ListPoliciesResponse
+	(*ReadPolicyRequest)(nil),      // 5: bauxite.dispatch.v1.ReadPolicyRequest
+	(*ReadPolicyResponse)(nil),     // 6: bauxite.dispatch.v1.ReadPolicyResponse
+	(*PolicyFinding)(nil),          // 7: bauxite.dispatch.v1.PolicyFinding
+	(*TestPolicyRequest)(nil),      // 8: bauxite.dispatch.v1.TestPolicyRequest
+	(*TestPolicyResponse)(nil),     // 9: bauxite.dispatch.v1.TestPolicyResponse
+	(*ProposePolicyRequest)(nil),   // 10: bauxite.dispatch.v1.ProposePolicyRequest
+	(*ProposePolicyResponse)(nil),  // 11: bauxite.dispatch.v1.ProposePolicyResponse
+	(*Expectations)(nil),           // 12: bauxite.dispatch.v1.Expectations
+	(*ActivatePolicyRequest)(nil),  // 13: bauxite.dispatch.v1.ActivatePolicyRequest
+	(*ActivatePolicyResponse)(nil), // 14: bauxite.dispatch.v1.ActivatePolicyResponse
+	(*Activation)(nil),             // 15: bauxite.dispatch.v1.Activation
+	(*RollbackPolicyRequest)(nil),  // 16: bauxite.dispatch.v1.RollbackPolicyRequest
+	(*RollbackPolicyResponse)(nil), // 17: bauxite.dispatch.v1.RollbackPolicyResponse
+	(*GetActivationRequest)(nil),   // 18: bauxite.dispatch.v1.GetActivationRequest
+	(*GetActivationResponse)(nil),  // 19: bauxite.dispatch.v1.GetActivationResponse
+	(*DiffPoliciesRequest)(nil),    // 20: bauxite.dispatch.v1.DiffPoliciesRequest
+	(*DiffPoliciesResponse)(nil),   // 21: bauxite.dispatch.v1.DiffPoliciesResponse
+	(*ExplainPolicyRequest)(nil),   // 22: bauxite.dispatch.v1.ExplainPolicyRequest
+	(*ExplainPolicyResponse)(nil),  // 23: bauxite.dispatch.v1.ExplainPolicyResponse
+	(*timestamppb.Timestamp)(nil),  // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 25: google.protobuf.Duration
 }
 var file_bauxite_dispatch_v1_policy_proto_depIdxs = []int32{
-	0, // 0: bauxite.dispatch.v1.PolicyService.GetPolicy:input_type -> bauxite.dispatch.v1.GetPolicyRequest
-	1, // 1: bauxite.dispatch.v1.PolicyService.GetPolicy:output_type -> bauxite.dispatch.v1.GetPolicyResponse
-	1, // [1:2] is the sub-list for method output_type
-	0, // [0:1] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	24, // 0: bauxite.dispatch.v1.PolicyVersion.created:type_name -> google.protobuf.Timestamp
+	2,  // 1: bauxite.dispatch.v1.ListPoliciesResponse.policies:type_name -> bauxite.dispatch.v1.PolicyVersion
+	2,  // 2: bauxite.dispatch.v1.ReadPolicyResponse.policy:type_name -> bauxite.dispatch.v1.PolicyVersion
+	7,  // 3: bauxite.dispatch.v1.TestPolicyResponse.findings:type_name -> bauxite.dispatch.v1.PolicyFinding
+	25, // 4: bauxite.dispatch.v1.ActivatePolicyRequest.hold:type_name -> google.protobuf.Duration
+	12, // 5: bauxite.dispatch.v1.ActivatePolicyRequest.expect:type_name -> bauxite.dispatch.v1.Expectations
+	15, // 6: bauxite.dispatch.v1.ActivatePolicyResponse.activation:type_name -> bauxite.dispatch.v1.Activation
+	24, // 7: bauxite.dispatch.v1.Activation.hold_until:type_name -> google.protobuf.Timestamp
+	15, // 8: bauxite.dispatch.v1.RollbackPolicyResponse.activation:type_name -> bauxite.dispatch.v1.Activation
+	15, // 9: bauxite.dispatch.v1.GetActivationResponse.activation:type_name -> bauxite.dispatch.v1.Activation
+	0,  // 10: bauxite.dispatch.v1.PolicyService.GetPolicy:input_type -> bauxite.dispatch.v1.GetPolicyRequest
+	3,  // 11: bauxite.dispatch.v1.PolicyService.ListPolicies:input_type -> bauxite.dispatch.v1.ListPoliciesRequest
+	5,  // 12: bauxite.dispatch.v1.PolicyService.ReadPolicy:input_type -> bauxite.dispatch.v1.ReadPolicyRequest
+	8,  // 13: bauxite.dispatch.v1.PolicyService.TestPolicy:input_type -> bauxite.dispatch.v1.TestPolicyRequest
+	10, // 14: bauxite.dispatch.v1.PolicyService.ProposePolicy:input_type -> bauxite.dispatch.v1.ProposePolicyRequest
+	13, // 15: bauxite.dispatch.v1.PolicyService.ActivatePolicy:input_type -> bauxite.dispatch.v1.ActivatePolicyRequest
+	16, // 16: bauxite.dispatch.v1.PolicyService.RollbackPolicy:input_type -> bauxite.dispatch.v1.RollbackPolicyRequest
+	18, // 17: bauxite.dispatch.v1.PolicyService.GetActivation:input_type -> bauxite.dispatch.v1.GetActivationRequest
+	20, // 18: bauxite.dispatch.v1.PolicyService.DiffPolicies:input_type -> bauxite.dispatch.v1.DiffPoliciesRequest
+	22, // 19: bauxite.dispatch.v1.PolicyService.ExplainPolicy:input_type -> bauxite.dispatch.v1.ExplainPolicyRequest
+	1,  // 20: bauxite.dispatch.v1.PolicyService.GetPolicy:output_type -> bauxite.dispatch.v1.GetPolicyResponse
+	4,  // 21: bauxite.dispatch.v1.PolicyService.ListPolicies:output_type -> bauxite.dispatch.v1.ListPoliciesResponse
+	6,  // 22: bauxite.dispatch.v1.PolicyService.ReadPolicy:output_type -> bauxite.dispatch.v1.ReadPolicyResponse
+	9,  // 23: bauxite.dispatch.v1.PolicyService.TestPolicy:output_type -> bauxite.dispatch.v1.TestPolicyResponse
+	11, // 24: bauxite.dispatch.v1.PolicyService.ProposePolicy:output_type -> bauxite.dispatch.v1.ProposePolicyResponse
+	14, // 25: bauxite.dispatch.v1.PolicyService.ActivatePolicy:output_type -> bauxite.dispatch.v1.ActivatePolicyResponse
+	17, // 26: bauxite.dispatch.v1.PolicyService.RollbackPolicy:output_type -> bauxite.dispatch.v1.RollbackPolicyResponse
+	19, // 27: bauxite.dispatch.v1.PolicyService.GetActivation:output_type -> bauxite.dispatch.v1.GetActivationResponse
+	21, // 28: bauxite.dispatch.v1.PolicyService.DiffPolicies:output_type -> bauxite.dispatch.v1.DiffPoliciesResponse
+	23, // 29: bauxite.dispatch.v1.PolicyService.ExplainPolicy:output_type -> bauxite.dispatch.v1.ExplainPolicyResponse
+	20, // [20:30] is the sub-list for method output_type
+	10, // [10:20] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_bauxite_dispatch_v1_policy_proto_init() }
@@ -170,7 +1654,7 @@ func file_bauxite_dispatch_v1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bauxite_dispatch_v1_policy_proto_rawDesc), len(file_bauxite_dispatch_v1_policy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,7 +33,11 @@ type ProvisionRequest struct {
 	// name is the wanted node name, a DNS label; empty lets the hub choose.
 	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	// facts describe the machine for operators; the hub trusts none of them.
-	Facts         *NodeFacts `protobuf:"bytes,5,opt,name=facts,proto3" json:"facts,omitempty"`
+	Facts *NodeFacts `protobuf:"bytes,5,opt,name=facts,proto3" json:"facts,omitempty"`
+	// generate_key is the plain flow: csr is empty and the hub makes the Ed25519
+	// key, sends it once and forgets it. The call is then idempotent on token and
+	// x25519_public_key, each time with another key.
+	GenerateKey   bool `protobuf:"varint,6,opt,name=generate_key,json=generateKey,proto3" json:"generate_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -101,6 +105,13 @@ func (x *ProvisionRequest) GetFacts() *NodeFacts {
 		return x.Facts
 	}
 	return nil
+}
+
+func (x *ProvisionRequest) GetGenerateKey() bool {
+	if x != nil {
+		return x.GenerateKey
+	}
+	return false
 }
 
 type NodeFacts struct {
@@ -189,8 +200,13 @@ type ProvisionResponse struct {
 	MeshId string `protobuf:"bytes,9,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
 	// psk is the mesh pre-shared key, 32 bytes, or empty where the operator
 	// distributes his own.
-	Psk           []byte `protobuf:"bytes,10,opt,name=psk,proto3" json:"psk,omitempty"`
-	PskEpoch      uint32 `protobuf:"varint,11,opt,name=psk_epoch,json=pskEpoch,proto3" json:"psk_epoch,omitempty"`
+	Psk      []byte `protobuf:"bytes,10,opt,name=psk,proto3" json:"psk,omitempty"`
+	PskEpoch uint32 `protobuf:"varint,11,opt,name=psk_epoch,json=pskEpoch,proto3" json:"psk_epoch,omitempty"`
+	// node_key is the Ed25519 key that the hub made, PKCS #8 in PEM; only with
+	// generate_key. The node must Rekey before it does anything else.
+	NodeKey []byte `protobuf:"bytes,12,opt,name=node_key,json=nodeKey,proto3" json:"node_key,omitempty"`
+	// generation counts recoveries; the node keeps it for Recover.
+	Generation    uint64 `protobuf:"varint,13,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -302,6 +318,20 @@ func (x *ProvisionResponse) GetPskEpoch() uint32 {
 	return 0
 }
 
+func (x *ProvisionResponse) GetNodeKey() []byte {
+	if x != nil {
+		return x.NodeKey
+	}
+	return nil
+}
+
+func (x *ProvisionResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 type RenewRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// csr is a PKCS #10 request in DER, signed by the node's enrolled Ed25519 key.
@@ -402,22 +432,542 @@ func (x *RenewResponse) GetCaCrt() []byte {
 	return nil
 }
 
+type RekeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// csr is a PKCS #10 request in DER, signed by the new Ed25519 key.
+	Csr []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	// x25519_public_key is the new static key exchange key, 32 bytes.
+	X25519PublicKey []byte `protobuf:"bytes,2,opt,name=x25519_public_key,json=x25519PublicKey,proto3" json:"x25519_public_key,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RekeyRequest) Reset() {
+	*x = RekeyRequest{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RekeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RekeyRequest) ProtoMessage() {}
+
+func (x *RekeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RekeyRequest.ProtoReflect.Descriptor instead.
+func (*RekeyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RekeyRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *RekeyRequest) GetX25519PublicKey() []byte {
+	if x != nil {
+		return x.X25519PublicKey
+	}
+	return nil
+}
+
+type RekeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the new PeerID.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// node_crt is the certificate of the new keys and the intermediate, PEM.
+	NodeCrt []byte `protobuf:"bytes,2,opt,name=node_crt,json=nodeCrt,proto3" json:"node_crt,omitempty"`
+	// ca_crt is the root certificate, PEM.
+	CaCrt         []byte `protobuf:"bytes,3,opt,name=ca_crt,json=caCrt,proto3" json:"ca_crt,omitempty"`
+	Generation    uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RekeyResponse) Reset() {
+	*x = RekeyResponse{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RekeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RekeyResponse) ProtoMessage() {}
+
+func (x *RekeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RekeyResponse.ProtoReflect.Descriptor instead.
+func (*RekeyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RekeyResponse) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RekeyResponse) GetNodeCrt() []byte {
+	if x != nil {
+		return x.NodeCrt
+	}
+	return nil
+}
+
+func (x *RekeyResponse) GetCaCrt() []byte {
+	if x != nil {
+		return x.CaCrt
+	}
+	return nil
+}
+
+func (x *RekeyResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type BeginRecoveryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginRecoveryRequest) Reset() {
+	*x = BeginRecoveryRequest{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginRecoveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginRecoveryRequest) ProtoMessage() {}
+
+func (x *BeginRecoveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginRecoveryRequest.ProtoReflect.Descriptor instead.
+func (*BeginRecoveryRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *BeginRecoveryRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+type BeginRecoveryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// challenge is opaque, good for a minute and for this node only.
+	Challenge     []byte `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginRecoveryResponse) Reset() {
+	*x = BeginRecoveryResponse{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginRecoveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginRecoveryResponse) ProtoMessage() {}
+
+func (x *BeginRecoveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginRecoveryResponse.ProtoReflect.Descriptor instead.
+func (*BeginRecoveryResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *BeginRecoveryResponse) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
+}
+
+type RecoverRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	NodeId    string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Challenge []byte                 `protobuf:"bytes,2,opt,name=challenge,proto3" json:"challenge,omitempty"`
+	// signature is by the enrolled Ed25519 key over "bauxite recover v1", a zero
+	// byte, the challenge, the generation (8 bytes, big endian) and recovery_id.
+	Signature []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	// generation is the newest one that the node has stored.
+	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// recovery_id is 16 random bytes that the node stores before it sends them: the
+	// same attempt, sent twice, is not taken for a clone.
+	RecoveryId    []byte `protobuf:"bytes,5,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverRequest) Reset() {
+	*x = RecoverRequest{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverRequest) ProtoMessage() {}
+
+func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
+func (*RecoverRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RecoverRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RecoverRequest) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
+}
+
+func (x *RecoverRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *RecoverRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetRecoveryId() []byte {
+	if x != nil {
+		return x.RecoveryId
+	}
+	return nil
+}
+
+type RecoverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_crt is the node's new certificate followed by the intermediate, PEM.
+	NodeCrt []byte `protobuf:"bytes,1,opt,name=node_crt,json=nodeCrt,proto3" json:"node_crt,omitempty"`
+	// ca_crt is the root certificate, PEM.
+	CaCrt []byte `protobuf:"bytes,2,opt,name=ca_crt,json=caCrt,proto3" json:"ca_crt,omitempty"`
+	// generation is one more than before; store it with the certificate.
+	Generation    uint64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverResponse) Reset() {
+	*x = RecoverResponse{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverResponse) ProtoMessage() {}
+
+func (x *RecoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverResponse.ProtoReflect.Descriptor instead.
+func (*RecoverResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RecoverResponse) GetNodeCrt() []byte {
+	if x != nil {
+		return x.NodeCrt
+	}
+	return nil
+}
+
+func (x *RecoverResponse) GetCaCrt() []byte {
+	if x != nil {
+		return x.CaCrt
+	}
+	return nil
+}
+
+func (x *RecoverResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type GetMeshKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMeshKeyRequest) Reset() {
+	*x = GetMeshKeyRequest{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMeshKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMeshKeyRequest) ProtoMessage() {}
+
+func (x *GetMeshKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMeshKeyRequest.ProtoReflect.Descriptor instead.
+func (*GetMeshKeyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{11}
+}
+
+type GetMeshKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// psk is 32 bytes, or empty where the operator distributes his own.
+	Psk           []byte `protobuf:"bytes,1,opt,name=psk,proto3" json:"psk,omitempty"`
+	PskEpoch      uint32 `protobuf:"varint,2,opt,name=psk_epoch,json=pskEpoch,proto3" json:"psk_epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMeshKeyResponse) Reset() {
+	*x = GetMeshKeyResponse{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMeshKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMeshKeyResponse) ProtoMessage() {}
+
+func (x *GetMeshKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMeshKeyResponse.ProtoReflect.Descriptor instead.
+func (*GetMeshKeyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetMeshKeyResponse) GetPsk() []byte {
+	if x != nil {
+		return x.Psk
+	}
+	return nil
+}
+
+func (x *GetMeshKeyResponse) GetPskEpoch() uint32 {
+	if x != nil {
+		return x.PskEpoch
+	}
+	return 0
+}
+
+type LeaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{13}
+}
+
+type LeaveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveResponse) Reset() {
+	*x = LeaveResponse{}
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveResponse) ProtoMessage() {}
+
+func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_provisioning_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
+func (*LeaveResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP(), []int{14}
+}
+
 var File_bauxite_dispatch_v1_provisioning_proto protoreflect.FileDescriptor
 
 const file_bauxite_dispatch_v1_provisioning_proto_rawDesc = "" +
 	"\n" +
-	"&bauxite/dispatch/v1/provisioning.proto\x12\x13bauxite.dispatch.v1\"\xb0\x01\n" +
+	"&bauxite/dispatch/v1/provisioning.proto\x12\x13bauxite.dispatch.v1\"\xd3\x01\n" +
 	"\x10ProvisionRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12*\n" +
 	"\x11x25519_public_key\x18\x03 \x01(\fR\x0fx25519PublicKey\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x124\n" +
-	"\x05facts\x18\x05 \x01(\v2\x1e.bauxite.dispatch.v1.NodeFactsR\x05facts\"e\n" +
+	"\x05facts\x18\x05 \x01(\v2\x1e.bauxite.dispatch.v1.NodeFactsR\x05facts\x12!\n" +
+	"\fgenerate_key\x18\x06 \x01(\bR\vgenerateKey\"e\n" +
 	"\tNodeFacts\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
 	"\x02os\x18\x02 \x01(\tR\x02os\x12\x12\n" +
 	"\x04arch\x18\x03 \x01(\tR\x04arch\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"\xb6\x02\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"\xf1\x02\n" +
 	"\x11ProvisionResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x15\n" +
@@ -433,15 +983,60 @@ const file_bauxite_dispatch_v1_provisioning_proto_rawDesc = "" +
 	"\amesh_id\x18\t \x01(\tR\x06meshId\x12\x10\n" +
 	"\x03psk\x18\n" +
 	" \x01(\fR\x03psk\x12\x1b\n" +
-	"\tpsk_epoch\x18\v \x01(\rR\bpskEpoch\" \n" +
+	"\tpsk_epoch\x18\v \x01(\rR\bpskEpoch\x12\x19\n" +
+	"\bnode_key\x18\f \x01(\fR\anodeKey\x12\x1e\n" +
+	"\n" +
+	"generation\x18\r \x01(\x04R\n" +
+	"generation\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"A\n" +
 	"\rRenewResponse\x12\x19\n" +
 	"\bnode_crt\x18\x01 \x01(\fR\anodeCrt\x12\x15\n" +
-	"\x06ca_crt\x18\x02 \x01(\fR\x05caCrt2\xc1\x01\n" +
+	"\x06ca_crt\x18\x02 \x01(\fR\x05caCrt\"L\n" +
+	"\fRekeyRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\x12*\n" +
+	"\x11x25519_public_key\x18\x02 \x01(\fR\x0fx25519PublicKey\"z\n" +
+	"\rRekeyResponse\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
+	"\bnode_crt\x18\x02 \x01(\fR\anodeCrt\x12\x15\n" +
+	"\x06ca_crt\x18\x03 \x01(\fR\x05caCrt\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\"/\n" +
+	"\x14BeginRecoveryRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\"5\n" +
+	"\x15BeginRecoveryResponse\x12\x1c\n" +
+	"\tchallenge\x18\x01 \x01(\fR\tchallenge\"\xa6\x01\n" +
+	"\x0eRecoverRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1c\n" +
+	"\tchallenge\x18\x02 \x01(\fR\tchallenge\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x1f\n" +
+	"\vrecovery_id\x18\x05 \x01(\fR\n" +
+	"recoveryId\"c\n" +
+	"\x0fRecoverResponse\x12\x19\n" +
+	"\bnode_crt\x18\x01 \x01(\fR\anodeCrt\x12\x15\n" +
+	"\x06ca_crt\x18\x02 \x01(\fR\x05caCrt\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\"\x13\n" +
+	"\x11GetMeshKeyRequest\"C\n" +
+	"\x12GetMeshKeyResponse\x12\x10\n" +
+	"\x03psk\x18\x01 \x01(\fR\x03psk\x12\x1b\n" +
+	"\tpsk_epoch\x18\x02 \x01(\rR\bpskEpoch\"\x0e\n" +
+	"\fLeaveRequest\"\x0f\n" +
+	"\rLeaveResponse2\xfe\x04\n" +
 	"\x13ProvisioningService\x12Z\n" +
 	"\tProvision\x12%.bauxite.dispatch.v1.ProvisionRequest\x1a&.bauxite.dispatch.v1.ProvisionResponse\x12N\n" +
-	"\x05Renew\x12!.bauxite.dispatch.v1.RenewRequest\x1a\".bauxite.dispatch.v1.RenewResponseB\xe4\x01\n" +
+	"\x05Renew\x12!.bauxite.dispatch.v1.RenewRequest\x1a\".bauxite.dispatch.v1.RenewResponse\x12N\n" +
+	"\x05Rekey\x12!.bauxite.dispatch.v1.RekeyRequest\x1a\".bauxite.dispatch.v1.RekeyResponse\x12f\n" +
+	"\rBeginRecovery\x12).bauxite.dispatch.v1.BeginRecoveryRequest\x1a*.bauxite.dispatch.v1.BeginRecoveryResponse\x12T\n" +
+	"\aRecover\x12#.bauxite.dispatch.v1.RecoverRequest\x1a$.bauxite.dispatch.v1.RecoverResponse\x12]\n" +
+	"\n" +
+	"GetMeshKey\x12&.bauxite.dispatch.v1.GetMeshKeyRequest\x1a'.bauxite.dispatch.v1.GetMeshKeyResponse\x12N\n" +
+	"\x05Leave\x12!.bauxite.dispatch.v1.LeaveRequest\x1a\".bauxite.dispatch.v1.LeaveResponseB\xe4\x01\n" +
 	"\x17com.bauxite.dispatch.v1B\x11ProvisioningProtoP\x01ZHgithub.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1;dispatchv1\xa2\x02\x03BDX\xaa\x02\x13Bauxite.Dispatch.V1\xca\x02\x13Bauxite\\Dispatch\\V1\xe2\x02\x1fBauxite\\Dispatch\\V1\\GPBMetadata\xea\x02\x15Bauxite::Dispatch::V1b\x06proto3"
 
 var (
@@ -456,25 +1051,45 @@ func file_bauxite_dispatch_v1_provisioning_proto_rawDescGZIP() []byte {
 	return file_bauxite_dispatch_v1_provisioning_proto_rawDescData
 }
 
-var file_bauxite_dispatch_v1_provisioning_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_bauxite_dispatch_v1_provisioning_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_bauxite_dispatch_v1_provisioning_proto_goTypes = []any{
-	(*ProvisionRequest)(nil),  // 0: bauxite.dispatch.v1.ProvisionRequest
-	(*NodeFacts)(nil),         // 1: bauxite.dispatch.v1.NodeFacts
-	(*ProvisionResponse)(nil), // 2: bauxite.dispatch.v1.ProvisionResponse
-	(*RenewRequest)(nil),      // 3: bauxite.dispatch.v1.RenewRequest
-	(*RenewResponse)(nil),     // 4: bauxite.dispatch.v1.RenewResponse
+	(*ProvisionRequest)(nil),      // 0: bauxite.dispatch.v1.ProvisionRequest
+	(*NodeFacts)(nil),             // 1: bauxite.dispatch.v1.NodeFacts
+	(*ProvisionResponse)(nil),     // 2: bauxite.dispatch.v1.ProvisionResponse
+	(*RenewRequest)(nil),          // 3: bauxite.dispatch.v1.RenewRequest
+	(*RenewResponse)(nil),         // 4: bauxite.dispatch.v1.RenewResponse
+	(*RekeyRequest)(nil),          // 5: bauxite.dispatch.v1.RekeyRequest
+	(*RekeyResponse)(nil),         // 6: bauxite.dispatch.v1.RekeyResponse
+	(*BeginRecoveryRequest)(nil),  // 7: bauxite.dispatch.v1.BeginRecoveryRequest
+	(*BeginRecoveryResponse)(nil), // 8: bauxite.dispatch.v1.BeginRecoveryResponse
+	(*RecoverRequest)(nil),        // 9: bauxite.dispatch.v1.RecoverRequest
+	(*RecoverResponse)(nil),       // 10: bauxite.dispatch.v1.RecoverResponse
+	(*GetMeshKeyRequest)(nil),     // 11: bauxite.dispatch.v1.GetMeshKeyRequest
+	(*GetMeshKeyResponse)(nil),    // 12: bauxite.dispatch.v1.GetMeshKeyResponse
+	(*LeaveRequest)(nil),          // 13: bauxite.dispatch.v1.LeaveRequest
+	(*LeaveResponse)(nil),         // 14: bauxite.dispatch.v1.LeaveResponse
 }
 var file_bauxite_dispatch_v1_provisioning_proto_depIdxs = []int32{
-	1, // 0: bauxite.dispatch.v1.ProvisionRequest.facts:type_name -> bauxite.dispatch.v1.NodeFacts
-	0, // 1: bauxite.dispatch.v1.ProvisioningService.Provision:input_type -> bauxite.dispatch.v1.ProvisionRequest
-	3, // 2: bauxite.dispatch.v1.ProvisioningService.Renew:input_type -> bauxite.dispatch.v1.RenewRequest
-	2, // 3: bauxite.dispatch.v1.ProvisioningService.Provision:output_type -> bauxite.dispatch.v1.ProvisionResponse
-	4, // 4: bauxite.dispatch.v1.ProvisioningService.Renew:output_type -> bauxite.dispatch.v1.RenewResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1,  // 0: bauxite.dispatch.v1.ProvisionRequest.facts:type_name -> bauxite.dispatch.v1.NodeFacts
+	0,  // 1: bauxite.dispatch.v1.ProvisioningService.Provision:input_type -> bauxite.dispatch.v1.ProvisionRequest
+	3,  // 2: bauxite.dispatch.v1.ProvisioningService.Renew:input_type -> bauxite.dispatch.v1.RenewRequest
+	5,  // 3: bauxite.dispatch.v1.ProvisioningService.Rekey:input_type -> bauxite.dispatch.v1.RekeyRequest
+	7,  // 4: bauxite.dispatch.v1.ProvisioningService.BeginRecovery:input_type -> bauxite.dispatch.v1.BeginRecoveryRequest
+	9,  // 5: bauxite.dispatch.v1.ProvisioningService.Recover:input_type -> bauxite.dispatch.v1.RecoverRequest
+	11, // 6: bauxite.dispatch.v1.ProvisioningService.GetMeshKey:input_type -> bauxite.dispatch.v1.GetMeshKeyRequest
+	13, // 7: bauxite.dispatch.v1.ProvisioningService.Leave:input_type -> bauxite.dispatch.v1.LeaveRequest
+	2,  // 8: bauxite.dispatch.v1.ProvisioningService.Provision:output_type -> bauxite.dispatch.v1.ProvisionResponse
+	4,  // 9: bauxite.dispatch.v1.ProvisioningService.Renew:output_type -> bauxite.dispatch.v1.RenewResponse
+	6,  // 10: bauxite.dispatch.v1.ProvisioningService.Rekey:output_type -> bauxite.dispatch.v1.RekeyResponse
+	8,  // 11: bauxite.dispatch.v1.ProvisioningService.BeginRecovery:output_type -> bauxite.dispatch.v1.BeginRecoveryResponse
+	10, // 12: bauxite.dispatch.v1.ProvisioningService.Recover:output_type -> bauxite.dispatch.v1.RecoverResponse
+	12, // 13: bauxite.dispatch.v1.ProvisioningService.GetMeshKey:output_type -> bauxite.dispatch.v1.GetMeshKeyResponse
+	14, // 14: bauxite.dispatch.v1.ProvisioningService.Leave:output_type -> bauxite.dispatch.v1.LeaveResponse
+	8,  // [8:15] is the sub-list for method output_type
+	1,  // [1:8] is the sub-list for method input_type
+	1,  // [1:1] is the sub-list for extension type_name
+	1,  // [1:1] is the sub-list for extension extendee
+	0,  // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_bauxite_dispatch_v1_provisioning_proto_init() }
@@ -488,7 +1103,7 @@ func file_bauxite_dispatch_v1_provisioning_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bauxite_dispatch_v1_provisioning_proto_rawDesc), len(file_bauxite_dispatch_v1_provisioning_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,8 +24,14 @@ const (
 type WatchTopologyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// epoch is 0 for a first sync.
-	Epoch         uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Rv            uint64 `protobuf:"varint,2,opt,name=rv,proto3" json:"rv,omitempty"`
+	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Rv    uint64 `protobuf:"varint,2,opt,name=rv,proto3" json:"rv,omitempty"`
+	// interests are the PeerIDs that the node has resolved, at most 1024: it hears
+	// of them although they are not in its scope, or its scope is lazy.
+	Interests []string `protobuf:"bytes,3,rep,name=interests,proto3" json:"interests,omitempty"`
+	// checkpoint is the newest audit checkpoint that the node has seen, so that a
+	// hub whose log went backwards is noticed on both sides.
+	Checkpoint    []byte `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -72,6 +78,20 @@ func (x *WatchTopologyRequest) GetRv() uint64 {
 		return x.Rv
 	}
 	return 0
+}
+
+func (x *WatchTopologyRequest) GetInterests() []string {
+	if x != nil {
+		return x.Interests
+	}
+	return nil
+}
+
+func (x *WatchTopologyRequest) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
 }
 
 type WatchTopologyResponse struct {
@@ -230,8 +250,10 @@ type Peer struct {
 	Ed25519PublicKey []byte                 `protobuf:"bytes,5,opt,name=ed25519_public_key,json=ed25519PublicKey,proto3" json:"ed25519_public_key,omitempty"`
 	X25519PublicKey  []byte                 `protobuf:"bytes,6,opt,name=x25519_public_key,json=x25519PublicKey,proto3" json:"x25519_public_key,omitempty"`
 	Tags             []string               `protobuf:"bytes,7,rep,name=tags,proto3" json:"tags,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// site is the node's scope.
+	Site          string `protobuf:"bytes,8,opt,name=site,proto3" json:"site,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Peer) Reset() {
@@ -313,9 +335,18 @@ func (x *Peer) GetTags() []string {
 	return nil
 }
 
+func (x *Peer) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
 type SnapshotChunk struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Peers         []*Peer                `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Peers []*Peer                `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	// denials are all that are in force; a later Delta adds to them.
+	Denials       []*Denial `protobuf:"bytes,2,rep,name=denials,proto3" json:"denials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -357,20 +388,145 @@ func (x *SnapshotChunk) GetPeers() []*Peer {
 	return nil
 }
 
+func (x *SnapshotChunk) GetDenials() []*Denial {
+	if x != nil {
+		return x.Denials
+	}
+	return nil
+}
+
+// Denial shuts out a node, a key or one certificate. A peer that it matches loses
+// its session at once, and no handshake with it succeeds.
+type Denial struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*Denial_NodeId
+	//	*Denial_Ed25519PublicKey
+	//	*Denial_Serial
+	Subject isDenial_Subject `protobuf_oneof:"subject"`
+	// until is when the last certificate concerned expires, Unix time in seconds:
+	// the denial may be forgotten then. 0 means never.
+	Until         int64 `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Denial) Reset() {
+	*x = Denial{}
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Denial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Denial) ProtoMessage() {}
+
+func (x *Denial) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Denial.ProtoReflect.Descriptor instead.
+func (*Denial) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Denial) GetSubject() isDenial_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *Denial) GetNodeId() string {
+	if x != nil {
+		if x, ok := x.Subject.(*Denial_NodeId); ok {
+			return x.NodeId
+		}
+	}
+	return ""
+}
+
+func (x *Denial) GetEd25519PublicKey() []byte {
+	if x != nil {
+		if x, ok := x.Subject.(*Denial_Ed25519PublicKey); ok {
+			return x.Ed25519PublicKey
+		}
+	}
+	return nil
+}
+
+func (x *Denial) GetSerial() []byte {
+	if x != nil {
+		if x, ok := x.Subject.(*Denial_Serial); ok {
+			return x.Serial
+		}
+	}
+	return nil
+}
+
+func (x *Denial) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+type isDenial_Subject interface {
+	isDenial_Subject()
+}
+
+type Denial_NodeId struct {
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3,oneof"`
+}
+
+type Denial_Ed25519PublicKey struct {
+	// ed25519_public_key is 32 bytes.
+	Ed25519PublicKey []byte `protobuf:"bytes,2,opt,name=ed25519_public_key,json=ed25519PublicKey,proto3,oneof"`
+}
+
+type Denial_Serial struct {
+	// serial is the certificate's serial number, big endian.
+	Serial []byte `protobuf:"bytes,3,opt,name=serial,proto3,oneof"`
+}
+
+func (*Denial_NodeId) isDenial_Subject() {}
+
+func (*Denial_Ed25519PublicKey) isDenial_Subject() {}
+
+func (*Denial_Serial) isDenial_Subject() {}
+
 type Synced struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Rv            uint64                 `protobuf:"varint,2,opt,name=rv,proto3" json:"rv,omitempty"`
-	PolicyVersion uint64                 `protobuf:"varint,3,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Rv    uint64                 `protobuf:"varint,2,opt,name=rv,proto3" json:"rv,omitempty"`
+	// policy_version is as in Delta.
+	PolicyVersion uint64 `protobuf:"varint,3,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
 	// snapshot tells whether chunks came first: peers not among them are gone.
-	Snapshot      bool `protobuf:"varint,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Snapshot bool `protobuf:"varint,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// lazy tells that peers are not pushed, because the scope has too many members:
+	// the node asks ResolvePeer for those that it needs.
+	Lazy bool `protobuf:"varint,5,opt,name=lazy,proto3" json:"lazy,omitempty"`
+	// psk_epoch is that of the mesh key in force.
+	PskEpoch      uint32 `protobuf:"varint,6,opt,name=psk_epoch,json=pskEpoch,proto3" json:"psk_epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[4]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +538,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[4]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +551,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{4}
+	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Synced) GetEpoch() uint64 {
@@ -426,20 +582,40 @@ func (x *Synced) GetSnapshot() bool {
 	return false
 }
 
+func (x *Synced) GetLazy() bool {
+	if x != nil {
+		return x.Lazy
+	}
+	return false
+}
+
+func (x *Synced) GetPskEpoch() uint32 {
+	if x != nil {
+		return x.PskEpoch
+	}
+	return 0
+}
+
 type Delta struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Rv      uint64                 `protobuf:"varint,1,opt,name=rv,proto3" json:"rv,omitempty"`
 	Upserts []*Peer                `protobuf:"bytes,2,rep,name=upserts,proto3" json:"upserts,omitempty"`
 	Deletes []string               `protobuf:"bytes,3,rep,name=deletes,proto3" json:"deletes,omitempty"`
-	// policy_version is the newest version; fetch it with PolicyService.
-	PolicyVersion uint64 `protobuf:"varint,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
+	// policy_version is the number of the newest activation, which grows with each
+	// stage of each. A node that sees another number than the last fetches the
+	// policy once; the version that it then gets is the one in force for it.
+	PolicyVersion uint64    `protobuf:"varint,4,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
+	Denials       []*Denial `protobuf:"bytes,5,rep,name=denials,proto3" json:"denials,omitempty"`
+	// psk_epoch is that of the mesh key in force; a node with an older one calls
+	// GetMeshKey. 0 means unchanged.
+	PskEpoch      uint32 `protobuf:"varint,6,opt,name=psk_epoch,json=pskEpoch,proto3" json:"psk_epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[5]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +627,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[5]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +640,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{5}
+	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Delta) GetRv() uint64 {
@@ -495,6 +671,20 @@ func (x *Delta) GetPolicyVersion() uint64 {
 	return 0
 }
 
+func (x *Delta) GetDenials() []*Denial {
+	if x != nil {
+		return x.Denials
+	}
+	return nil
+}
+
+func (x *Delta) GetPskEpoch() uint32 {
+	if x != nil {
+		return x.PskEpoch
+	}
+	return 0
+}
+
 // Presence has no rv; the latest wins.
 type Presence struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -508,7 +698,7 @@ type Presence struct {
 
 func (x *Presence) Reset() {
 	*x = Presence{}
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[6]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +710,7 @@ func (x *Presence) String() string {
 func (*Presence) ProtoMessage() {}
 
 func (x *Presence) ProtoReflect() protoreflect.Message {
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[6]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +723,7 @@ func (x *Presence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Presence.ProtoReflect.Descriptor instead.
 func (*Presence) Descriptor() ([]byte, []int) {
-	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{6}
+	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Presence) GetNodeId() string {
@@ -561,14 +751,16 @@ type Bookmark struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Rv    uint64                 `protobuf:"varint,1,opt,name=rv,proto3" json:"rv,omitempty"`
 	// server_time is Unix time in microseconds.
-	ServerTime    int64 `protobuf:"varint,2,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	ServerTime int64 `protobuf:"varint,2,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	// checkpoint is the newest signed audit checkpoint: each node is a witness.
+	Checkpoint    []byte `protobuf:"bytes,3,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Bookmark) Reset() {
 	*x = Bookmark{}
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[7]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +772,7 @@ func (x *Bookmark) String() string {
 func (*Bookmark) ProtoMessage() {}
 
 func (x *Bookmark) ProtoReflect() protoreflect.Message {
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[7]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +785,7 @@ func (x *Bookmark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bookmark.ProtoReflect.Descriptor instead.
 func (*Bookmark) Descriptor() ([]byte, []int) {
-	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{7}
+	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Bookmark) GetRv() uint64 {
@@ -610,6 +802,13 @@ func (x *Bookmark) GetServerTime() int64 {
 	return 0
 }
 
+func (x *Bookmark) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
 // Resync asks the client to call again with epoch 0.
 type Resync struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -620,7 +819,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[8]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +831,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[8]
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +844,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{8}
+	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Resync) GetReason() string {
@@ -655,14 +854,177 @@ func (x *Resync) GetReason() string {
 	return ""
 }
 
+type ResolvePeerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to By:
+	//
+	//	*ResolvePeerRequest_VirtualIp
+	//	*ResolvePeerRequest_Name
+	//	*ResolvePeerRequest_NodeId
+	By            isResolvePeerRequest_By `protobuf_oneof:"by"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolvePeerRequest) Reset() {
+	*x = ResolvePeerRequest{}
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolvePeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolvePeerRequest) ProtoMessage() {}
+
+func (x *ResolvePeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolvePeerRequest.ProtoReflect.Descriptor instead.
+func (*ResolvePeerRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ResolvePeerRequest) GetBy() isResolvePeerRequest_By {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+func (x *ResolvePeerRequest) GetVirtualIp() string {
+	if x != nil {
+		if x, ok := x.By.(*ResolvePeerRequest_VirtualIp); ok {
+			return x.VirtualIp
+		}
+	}
+	return ""
+}
+
+func (x *ResolvePeerRequest) GetName() string {
+	if x != nil {
+		if x, ok := x.By.(*ResolvePeerRequest_Name); ok {
+			return x.Name
+		}
+	}
+	return ""
+}
+
+func (x *ResolvePeerRequest) GetNodeId() string {
+	if x != nil {
+		if x, ok := x.By.(*ResolvePeerRequest_NodeId); ok {
+			return x.NodeId
+		}
+	}
+	return ""
+}
+
+type isResolvePeerRequest_By interface {
+	isResolvePeerRequest_By()
+}
+
+type ResolvePeerRequest_VirtualIp struct {
+	// virtual_ip is an IPv4 or IPv6 address of the mesh.
+	VirtualIp string `protobuf:"bytes,1,opt,name=virtual_ip,json=virtualIp,proto3,oneof"`
+}
+
+type ResolvePeerRequest_Name struct {
+	Name string `protobuf:"bytes,2,opt,name=name,proto3,oneof"`
+}
+
+type ResolvePeerRequest_NodeId struct {
+	NodeId string `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3,oneof"`
+}
+
+func (*ResolvePeerRequest_VirtualIp) isResolvePeerRequest_By() {}
+
+func (*ResolvePeerRequest_Name) isResolvePeerRequest_By() {}
+
+func (*ResolvePeerRequest_NodeId) isResolvePeerRequest_By() {}
+
+type ResolvePeerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          *Peer                  `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Online        bool                   `protobuf:"varint,2,opt,name=online,proto3" json:"online,omitempty"`
+	Instance      uint64                 `protobuf:"varint,3,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolvePeerResponse) Reset() {
+	*x = ResolvePeerResponse{}
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolvePeerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolvePeerResponse) ProtoMessage() {}
+
+func (x *ResolvePeerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_dispatch_v1_topology_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolvePeerResponse.ProtoReflect.Descriptor instead.
+func (*ResolvePeerResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_dispatch_v1_topology_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ResolvePeerResponse) GetPeer() *Peer {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *ResolvePeerResponse) GetOnline() bool {
+	if x != nil {
+		return x.Online
+	}
+	return false
+}
+
+func (x *ResolvePeerResponse) GetInstance() uint64 {
+	if x != nil {
+		return x.Instance
+	}
+	return 0
+}
+
 var File_bauxite_dispatch_v1_topology_proto protoreflect.FileDescriptor
 
 const file_bauxite_dispatch_v1_topology_proto_rawDesc = "" +
 	"\n" +
-	"\"bauxite/dispatch/v1/topology.proto\x12\x13bauxite.dispatch.v1\"<\n" +
+	"\"bauxite/dispatch/v1/topology.proto\x12\x13bauxite.dispatch.v1\"z\n" +
 	"\x14WatchTopologyRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
-	"\x02rv\x18\x02 \x01(\x04R\x02rv\"\x89\x03\n" +
+	"\x02rv\x18\x02 \x01(\x04R\x02rv\x12\x1c\n" +
+	"\tinterests\x18\x03 \x03(\tR\tinterests\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x04 \x01(\fR\n" +
+	"checkpoint\"\x89\x03\n" +
 	"\x15WatchTopologyResponse\x12K\n" +
 	"\x0esnapshot_chunk\x18\x01 \x01(\v2\".bauxite.dispatch.v1.SnapshotChunkH\x00R\rsnapshotChunk\x125\n" +
 	"\x06synced\x18\x02 \x01(\v2\x1b.bauxite.dispatch.v1.SyncedH\x00R\x06synced\x122\n" +
@@ -670,7 +1032,7 @@ const file_bauxite_dispatch_v1_topology_proto_rawDesc = "" +
 	"\bpresence\x18\x04 \x01(\v2\x1d.bauxite.dispatch.v1.PresenceH\x00R\bpresence\x12;\n" +
 	"\bbookmark\x18\x05 \x01(\v2\x1d.bauxite.dispatch.v1.BookmarkH\x00R\bbookmark\x125\n" +
 	"\x06resync\x18\x06 \x01(\v2\x1b.bauxite.dispatch.v1.ResyncH\x00R\x06resyncB\a\n" +
-	"\x05event\"\xe1\x01\n" +
+	"\x05event\"\xf5\x01\n" +
 	"\x04Peer\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -680,31 +1042,57 @@ const file_bauxite_dispatch_v1_topology_proto_rawDesc = "" +
 	"virtualIp6\x12,\n" +
 	"\x12ed25519_public_key\x18\x05 \x01(\fR\x10ed25519PublicKey\x12*\n" +
 	"\x11x25519_public_key\x18\x06 \x01(\fR\x0fx25519PublicKey\x12\x12\n" +
-	"\x04tags\x18\a \x03(\tR\x04tags\"@\n" +
+	"\x04tags\x18\a \x03(\tR\x04tags\x12\x12\n" +
+	"\x04site\x18\b \x01(\tR\x04site\"w\n" +
 	"\rSnapshotChunk\x12/\n" +
-	"\x05peers\x18\x01 \x03(\v2\x19.bauxite.dispatch.v1.PeerR\x05peers\"q\n" +
+	"\x05peers\x18\x01 \x03(\v2\x19.bauxite.dispatch.v1.PeerR\x05peers\x125\n" +
+	"\adenials\x18\x02 \x03(\v2\x1b.bauxite.dispatch.v1.DenialR\adenials\"\x8e\x01\n" +
+	"\x06Denial\x12\x19\n" +
+	"\anode_id\x18\x01 \x01(\tH\x00R\x06nodeId\x12.\n" +
+	"\x12ed25519_public_key\x18\x02 \x01(\fH\x00R\x10ed25519PublicKey\x12\x18\n" +
+	"\x06serial\x18\x03 \x01(\fH\x00R\x06serial\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\x03R\x05untilB\t\n" +
+	"\asubject\"\xa2\x01\n" +
 	"\x06Synced\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02rv\x18\x02 \x01(\x04R\x02rv\x12%\n" +
 	"\x0epolicy_version\x18\x03 \x01(\x04R\rpolicyVersion\x12\x1a\n" +
-	"\bsnapshot\x18\x04 \x01(\bR\bsnapshot\"\x8d\x01\n" +
+	"\bsnapshot\x18\x04 \x01(\bR\bsnapshot\x12\x12\n" +
+	"\x04lazy\x18\x05 \x01(\bR\x04lazy\x12\x1b\n" +
+	"\tpsk_epoch\x18\x06 \x01(\rR\bpskEpoch\"\xe1\x01\n" +
 	"\x05Delta\x12\x0e\n" +
 	"\x02rv\x18\x01 \x01(\x04R\x02rv\x123\n" +
 	"\aupserts\x18\x02 \x03(\v2\x19.bauxite.dispatch.v1.PeerR\aupserts\x12\x18\n" +
 	"\adeletes\x18\x03 \x03(\tR\adeletes\x12%\n" +
-	"\x0epolicy_version\x18\x04 \x01(\x04R\rpolicyVersion\"W\n" +
+	"\x0epolicy_version\x18\x04 \x01(\x04R\rpolicyVersion\x125\n" +
+	"\adenials\x18\x05 \x03(\v2\x1b.bauxite.dispatch.v1.DenialR\adenials\x12\x1b\n" +
+	"\tpsk_epoch\x18\x06 \x01(\rR\bpskEpoch\"W\n" +
 	"\bPresence\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x1a\n" +
-	"\binstance\x18\x03 \x01(\x04R\binstance\";\n" +
+	"\binstance\x18\x03 \x01(\x04R\binstance\"[\n" +
 	"\bBookmark\x12\x0e\n" +
 	"\x02rv\x18\x01 \x01(\x04R\x02rv\x12\x1f\n" +
 	"\vserver_time\x18\x02 \x01(\x03R\n" +
-	"serverTime\" \n" +
+	"serverTime\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x03 \x01(\fR\n" +
+	"checkpoint\" \n" +
 	"\x06Resync\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason2{\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"l\n" +
+	"\x12ResolvePeerRequest\x12\x1f\n" +
+	"\n" +
+	"virtual_ip\x18\x01 \x01(\tH\x00R\tvirtualIp\x12\x14\n" +
+	"\x04name\x18\x02 \x01(\tH\x00R\x04name\x12\x19\n" +
+	"\anode_id\x18\x03 \x01(\tH\x00R\x06nodeIdB\x04\n" +
+	"\x02by\"x\n" +
+	"\x13ResolvePeerResponse\x12-\n" +
+	"\x04peer\x18\x01 \x01(\v2\x19.bauxite.dispatch.v1.PeerR\x04peer\x12\x16\n" +
+	"\x06online\x18\x02 \x01(\bR\x06online\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\x04R\binstance2\xdd\x01\n" +
 	"\x0fTopologyService\x12h\n" +
-	"\rWatchTopology\x12).bauxite.dispatch.v1.WatchTopologyRequest\x1a*.bauxite.dispatch.v1.WatchTopologyResponse0\x01B\xe0\x01\n" +
+	"\rWatchTopology\x12).bauxite.dispatch.v1.WatchTopologyRequest\x1a*.bauxite.dispatch.v1.WatchTopologyResponse0\x01\x12`\n" +
+	"\vResolvePeer\x12'.bauxite.dispatch.v1.ResolvePeerRequest\x1a(.bauxite.dispatch.v1.ResolvePeerResponseB\xe0\x01\n" +
 	"\x17com.bauxite.dispatch.v1B\rTopologyProtoP\x01ZHgithub.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1;dispatchv1\xa2\x02\x03BDX\xaa\x02\x13Bauxite.Dispatch.V1\xca\x02\x13Bauxite\\Dispatch\\V1\xe2\x02\x1fBauxite\\Dispatch\\V1\\GPBMetadata\xea\x02\x15Bauxite::Dispatch::V1b\x06proto3"
 
 var (
@@ -719,34 +1107,42 @@ func file_bauxite_dispatch_v1_topology_proto_rawDescGZIP() []byte {
 	return file_bauxite_dispatch_v1_topology_proto_rawDescData
 }
 
-var file_bauxite_dispatch_v1_topology_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_bauxite_dispatch_v1_topology_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_bauxite_dispatch_v1_topology_proto_goTypes = []any{
 	(*WatchTopologyRequest)(nil),  // 0: bauxite.dispatch.v1.WatchTopologyRequest
 	(*WatchTopologyResponse)(nil), // 1: bauxite.dispatch.v1.WatchTopologyResponse
 	(*Peer)(nil),                  // 2: bauxite.dispatch.v1.Peer
 	(*SnapshotChunk)(nil),         // 3: bauxite.dispatch.v1.SnapshotChunk
-	(*Synced)(nil),                // 4: bauxite.dispatch.v1.Synced
-	(*Delta)(nil),                 // 5: bauxite.dispatch.v1.Delta
-	(*Presence)(nil),              // 6: bauxite.dispatch.v1.Presence
-	(*Bookmark)(nil),              // 7: bauxite.dispatch.v1.Bookmark
-	(*Resync)(nil),                // 8: bauxite.dispatch.v1.Resync
+	(*Denial)(nil),                // 4: bauxite.dispatch.v1.Denial
+	(*Synced)(nil),                // 5: bauxite.dispatch.v1.Synced
+	(*Delta)(nil),                 // 6: bauxite.dispatch.v1.Delta
+	(*Presence)(nil),              // 7: bauxite.dispatch.v1.Presence
+	(*Bookmark)(nil),              // 8: bauxite.dispatch.v1.Bookmark
+	(*Resync)(nil),                // 9: bauxite.dispatch.v1.Resync
+	(*ResolvePeerRequest)(nil),    // 10: bauxite.dispatch.v1.ResolvePeerRequest
+	(*ResolvePeerResponse)(nil),   // 11: bauxite.dispatch.v1.ResolvePeerResponse
 }
 var file_bauxite_dispatch_v1_topology_proto_depIdxs = []int32{
-	3, // 0: bauxite.dispatch.v1.WatchTopologyResponse.snapshot_chunk:type_name -> bauxite.dispatch.v1.SnapshotChunk
-	4, // 1: bauxite.dispatch.v1.WatchTopologyResponse.synced:type_name -> bauxite.dispatch.v1.Synced
-	5, // 2: bauxite.dispatch.v1.WatchTopologyResponse.delta:type_name -> bauxite.dispatch.v1.Delta
-	6, // 3: bauxite.dispatch.v1.WatchTopologyResponse.presence:type_name -> bauxite.dispatch.v1.Presence
-	7, // 4: bauxite.dispatch.v1.WatchTopologyResponse.bookmark:type_name -> bauxite.dispatch.v1.Bookmark
-	8, // 5: bauxite.dispatch.v1.WatchTopologyResponse.resync:type_name -> bauxite.dispatch.v1.Resync
-	2, // 6: bauxite.dispatch.v1.SnapshotChunk.peers:type_name -> bauxite.dispatch.v1.Peer
-	2, // 7: bauxite.dispatch.v1.Delta.upserts:type_name -> bauxite.dispatch.v1.Peer
-	0, // 8: bauxite.dispatch.v1.TopologyService.WatchTopology:input_type -> bauxite.dispatch.v1.WatchTopologyRequest
-	1, // 9: bauxite.dispatch.v1.TopologyService.WatchTopology:output_type -> bauxite.dispatch.v1.WatchTopologyResponse
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	3,  // 0: bauxite.dispatch.v1.WatchTopologyResponse.snapshot_chunk:type_name -> bauxite.dispatch.v1.SnapshotChunk
+	5,  // 1: bauxite.dispatch.v1.WatchTopologyResponse.synced:type_name -> bauxite.dispatch.v1.Synced
+	6,  // 2: bauxite.dispatch.v1.WatchTopologyResponse.delta:type_name -> bauxite.dispatch.v1.Delta
+	7,  // 3: bauxite.dispatch.v1.WatchTopologyResponse.presence:type_name -> bauxite.dispatch.v1.Presence
+	8,  // 4: bauxite.dispatch.v1.WatchTopologyResponse.bookmark:type_name -> bauxite.dispatch.v1.Bookmark
+	9,  // 5: bauxite.dispatch.v1.WatchTopologyResponse.resync:type_name -> bauxite.dispatch.v1.Resync
+	2,  // 6: bauxite.dispatch.v1.SnapshotChunk.peers:type_name -> bauxite.dispatch.v1.Peer
+	4,  // 7: bauxite.dispatch.v1.SnapshotChunk.denials:type_name -> bauxite.dispatch.v1.Denial
+	2,  // 8: bauxite.dispatch.v1.Delta.upserts:type_name -> bauxite.dispatch.v1.Peer
+	4,  // 9: bauxite.dispatch.v1.Delta.denials:type_name -> bauxite.dispatch.v1.Denial
+	2,  // 10: bauxite.dispatch.v1.ResolvePeerResponse.peer:type_name -> bauxite.dispatch.v1.Peer
+	0,  // 11: bauxite.dispatch.v1.TopologyService.WatchTopology:input_type -> bauxite.dispatch.v1.WatchTopologyRequest
+	10, // 12: bauxite.dispatch.v1.TopologyService.ResolvePeer:input_type -> bauxite.dispatch.v1.ResolvePeerRequest
+	1,  // 13: bauxite.dispatch.v1.TopologyService.WatchTopology:output_type -> bauxite.dispatch.v1.WatchTopologyResponse
+	11, // 14: bauxite.dispatch.v1.TopologyService.ResolvePeer:output_type -> bauxite.dispatch.v1.ResolvePeerResponse
+	13, // [13:15] is the sub-list for method output_type
+	11, // [11:13] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_bauxite_dispatch_v1_topology_proto_init() }
@@ -762,13 +1158,23 @@ func file_bauxite_dispatch_v1_topology_proto_init() {
 		(*WatchTopologyResponse_Bookmark)(nil),
 		(*WatchTopologyResponse_Resync)(nil),
 	}
+	file_bauxite_dispatch_v1_topology_proto_msgTypes[4].OneofWrappers = []any{
+		(*Denial_NodeId)(nil),
+		(*Denial_Ed25519PublicKey)(nil),
+		(*Denial_Serial)(nil),
+	}
+	file_bauxite_dispatch_v1_topology_proto_msgTypes[10].OneofWrappers = []any{
+		(*ResolvePeerRequest_VirtualIp)(nil),
+		(*ResolvePeerRequest_Name)(nil),
+		(*ResolvePeerRequest_NodeId)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bauxite_dispatch_v1_topology_proto_rawDesc), len(file_bauxite_dispatch_v1_topology_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

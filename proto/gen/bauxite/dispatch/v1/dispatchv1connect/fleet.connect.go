@@ -36,16 +36,52 @@ const (
 	// FleetServiceCreateTokenProcedure is the fully-qualified name of the FleetService's CreateToken
 	// RPC.
 	FleetServiceCreateTokenProcedure = "/bauxite.dispatch.v1.FleetService/CreateToken"
+	// FleetServiceListTokensProcedure is the fully-qualified name of the FleetService's ListTokens RPC.
+	FleetServiceListTokensProcedure = "/bauxite.dispatch.v1.FleetService/ListTokens"
+	// FleetServiceRevokeTokenProcedure is the fully-qualified name of the FleetService's RevokeToken
+	// RPC.
+	FleetServiceRevokeTokenProcedure = "/bauxite.dispatch.v1.FleetService/RevokeToken"
 	// FleetServiceListNodesProcedure is the fully-qualified name of the FleetService's ListNodes RPC.
 	FleetServiceListNodesProcedure = "/bauxite.dispatch.v1.FleetService/ListNodes"
+	// FleetServiceGetNodeProcedure is the fully-qualified name of the FleetService's GetNode RPC.
+	FleetServiceGetNodeProcedure = "/bauxite.dispatch.v1.FleetService/GetNode"
+	// FleetServiceApproveNodeProcedure is the fully-qualified name of the FleetService's ApproveNode
+	// RPC.
+	FleetServiceApproveNodeProcedure = "/bauxite.dispatch.v1.FleetService/ApproveNode"
+	// FleetServiceRevokeNodeProcedure is the fully-qualified name of the FleetService's RevokeNode RPC.
+	FleetServiceRevokeNodeProcedure = "/bauxite.dispatch.v1.FleetService/RevokeNode"
+	// FleetServiceDeleteNodeProcedure is the fully-qualified name of the FleetService's DeleteNode RPC.
+	FleetServiceDeleteNodeProcedure = "/bauxite.dispatch.v1.FleetService/DeleteNode"
+	// FleetServiceUpdateNodeProcedure is the fully-qualified name of the FleetService's UpdateNode RPC.
+	FleetServiceUpdateNodeProcedure = "/bauxite.dispatch.v1.FleetService/UpdateNode"
+	// FleetServiceWatchFleetProcedure is the fully-qualified name of the FleetService's WatchFleet RPC.
+	FleetServiceWatchFleetProcedure = "/bauxite.dispatch.v1.FleetService/WatchFleet"
 )
 
 // FleetServiceClient is a client for the bauxite.dispatch.v1.FleetService service.
 type FleetServiceClient interface {
 	// CreateToken makes a join token. Its secret is in this answer only.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
-	// ListNodes lists the enrolled nodes by name.
+	// ListTokens lists the tokens, newest first, without their secrets.
+	ListTokens(context.Context, *v1.ListTokensRequest) (*v1.ListTokensResponse, error)
+	// RevokeToken makes a token useless at once. Nodes that have joined with it stay.
+	RevokeToken(context.Context, *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error)
+	// ListNodes lists the nodes by name.
 	ListNodes(context.Context, *v1.ListNodesRequest) (*v1.ListNodesResponse, error)
+	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
+	// ApproveNode lets a pending node in, unlocks a node that was locked for a
+	// suspected clone, and gives its recoveries back.
+	ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error)
+	// RevokeNode shuts a node, a key or one certificate out for good. Peers drop
+	// their sessions within a second.
+	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
+	// DeleteNode forgets a node. Its address is quarantined for a day.
+	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	// UpdateNode changes the fields in the mask.
+	UpdateNode(context.Context, *v1.UpdateNodeRequest) (*v1.UpdateNodeResponse, error)
+	// WatchFleet tells of changes of nodes as they happen, for live views: first
+	// all nodes, then what changes.
+	WatchFleet(context.Context, *v1.WatchFleetRequest) (*connect.ServerStreamForClient[v1.WatchFleetResponse], error)
 }
 
 // NewFleetServiceClient constructs a client for the bauxite.dispatch.v1.FleetService service. By
@@ -65,10 +101,58 @@ func NewFleetServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(fleetServiceMethods.ByName("CreateToken")),
 			connect.WithClientOptions(opts...),
 		),
+		listTokens: connect.NewClient[v1.ListTokensRequest, v1.ListTokensResponse](
+			httpClient,
+			baseURL+FleetServiceListTokensProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("ListTokens")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeToken: connect.NewClient[v1.RevokeTokenRequest, v1.RevokeTokenResponse](
+			httpClient,
+			baseURL+FleetServiceRevokeTokenProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("RevokeToken")),
+			connect.WithClientOptions(opts...),
+		),
 		listNodes: connect.NewClient[v1.ListNodesRequest, v1.ListNodesResponse](
 			httpClient,
 			baseURL+FleetServiceListNodesProcedure,
 			connect.WithSchema(fleetServiceMethods.ByName("ListNodes")),
+			connect.WithClientOptions(opts...),
+		),
+		getNode: connect.NewClient[v1.GetNodeRequest, v1.GetNodeResponse](
+			httpClient,
+			baseURL+FleetServiceGetNodeProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("GetNode")),
+			connect.WithClientOptions(opts...),
+		),
+		approveNode: connect.NewClient[v1.ApproveNodeRequest, v1.ApproveNodeResponse](
+			httpClient,
+			baseURL+FleetServiceApproveNodeProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("ApproveNode")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeNode: connect.NewClient[v1.RevokeNodeRequest, v1.RevokeNodeResponse](
+			httpClient,
+			baseURL+FleetServiceRevokeNodeProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("RevokeNode")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteNode: connect.NewClient[v1.DeleteNodeRequest, v1.DeleteNodeResponse](
+			httpClient,
+			baseURL+FleetServiceDeleteNodeProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("DeleteNode")),
+			connect.WithClientOptions(opts...),
+		),
+		updateNode: connect.NewClient[v1.UpdateNodeRequest, v1.UpdateNodeResponse](
+			httpClient,
+			baseURL+FleetServiceUpdateNodeProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("UpdateNode")),
+			connect.WithClientOptions(opts...),
+		),
+		watchFleet: connect.NewClient[v1.WatchFleetRequest, v1.WatchFleetResponse](
+			httpClient,
+			baseURL+FleetServiceWatchFleetProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("WatchFleet")),
 			connect.WithClientOptions(opts...),
 		),
 	}
@@ -77,12 +161,38 @@ func NewFleetServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 // fleetServiceClient implements FleetServiceClient.
 type fleetServiceClient struct {
 	createToken *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listTokens  *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
+	revokeToken *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
 	listNodes   *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	getNode     *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
+	approveNode *connect.Client[v1.ApproveNodeRequest, v1.ApproveNodeResponse]
+	revokeNode  *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
+	deleteNode  *connect.Client[v1.DeleteNodeRequest, v1.DeleteNodeResponse]
+	updateNode  *connect.Client[v1.UpdateNodeRequest, v1.UpdateNodeResponse]
+	watchFleet  *connect.Client[v1.WatchFleetRequest, v1.WatchFleetResponse]
 }
 
 // CreateToken calls bauxite.dispatch.v1.FleetService.CreateToken.
 func (c *fleetServiceClient) CreateToken(ctx context.Context, req *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error) {
 	response, err := c.createToken.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListTokens calls bauxite.dispatch.v1.FleetService.ListTokens.
+func (c *fleetServiceClient) ListTokens(ctx context.Context, req *v1.ListTokensRequest) (*v1.ListTokensResponse, error) {
+	response, err := c.listTokens.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RevokeToken calls bauxite.dispatch.v1.FleetService.RevokeToken.
+func (c *fleetServiceClient) RevokeToken(ctx context.Context, req *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error) {
+	response, err := c.revokeToken.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -98,12 +208,80 @@ func (c *fleetServiceClient) ListNodes(ctx context.Context, req *v1.ListNodesReq
 	return nil, err
 }
 
+// GetNode calls bauxite.dispatch.v1.FleetService.GetNode.
+func (c *fleetServiceClient) GetNode(ctx context.Context, req *v1.GetNodeRequest) (*v1.GetNodeResponse, error) {
+	response, err := c.getNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ApproveNode calls bauxite.dispatch.v1.FleetService.ApproveNode.
+func (c *fleetServiceClient) ApproveNode(ctx context.Context, req *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error) {
+	response, err := c.approveNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RevokeNode calls bauxite.dispatch.v1.FleetService.RevokeNode.
+func (c *fleetServiceClient) RevokeNode(ctx context.Context, req *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error) {
+	response, err := c.revokeNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteNode calls bauxite.dispatch.v1.FleetService.DeleteNode.
+func (c *fleetServiceClient) DeleteNode(ctx context.Context, req *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error) {
+	response, err := c.deleteNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UpdateNode calls bauxite.dispatch.v1.FleetService.UpdateNode.
+func (c *fleetServiceClient) UpdateNode(ctx context.Context, req *v1.UpdateNodeRequest) (*v1.UpdateNodeResponse, error) {
+	response, err := c.updateNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// WatchFleet calls bauxite.dispatch.v1.FleetService.WatchFleet.
+func (c *fleetServiceClient) WatchFleet(ctx context.Context, req *v1.WatchFleetRequest) (*connect.ServerStreamForClient[v1.WatchFleetResponse], error) {
+	return c.watchFleet.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // FleetServiceHandler is an implementation of the bauxite.dispatch.v1.FleetService service.
 type FleetServiceHandler interface {
 	// CreateToken makes a join token. Its secret is in this answer only.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
-	// ListNodes lists the enrolled nodes by name.
+	// ListTokens lists the tokens, newest first, without their secrets.
+	ListTokens(context.Context, *v1.ListTokensRequest) (*v1.ListTokensResponse, error)
+	// RevokeToken makes a token useless at once. Nodes that have joined with it stay.
+	RevokeToken(context.Context, *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error)
+	// ListNodes lists the nodes by name.
 	ListNodes(context.Context, *v1.ListNodesRequest) (*v1.ListNodesResponse, error)
+	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
+	// ApproveNode lets a pending node in, unlocks a node that was locked for a
+	// suspected clone, and gives its recoveries back.
+	ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error)
+	// RevokeNode shuts a node, a key or one certificate out for good. Peers drop
+	// their sessions within a second.
+	RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error)
+	// DeleteNode forgets a node. Its address is quarantined for a day.
+	DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error)
+	// UpdateNode changes the fields in the mask.
+	UpdateNode(context.Context, *v1.UpdateNodeRequest) (*v1.UpdateNodeResponse, error)
+	// WatchFleet tells of changes of nodes as they happen, for live views: first
+	// all nodes, then what changes.
+	WatchFleet(context.Context, *v1.WatchFleetRequest, *connect.ServerStream[v1.WatchFleetResponse]) error
 }
 
 // NewFleetServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -119,18 +297,82 @@ func NewFleetServiceHandler(svc FleetServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(fleetServiceMethods.ByName("CreateToken")),
 		connect.WithHandlerOptions(opts...),
 	)
+	fleetServiceListTokensHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceListTokensProcedure,
+		svc.ListTokens,
+		connect.WithSchema(fleetServiceMethods.ByName("ListTokens")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fleetServiceRevokeTokenHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceRevokeTokenProcedure,
+		svc.RevokeToken,
+		connect.WithSchema(fleetServiceMethods.ByName("RevokeToken")),
+		connect.WithHandlerOptions(opts...),
+	)
 	fleetServiceListNodesHandler := connect.NewUnaryHandlerSimple(
 		FleetServiceListNodesProcedure,
 		svc.ListNodes,
 		connect.WithSchema(fleetServiceMethods.ByName("ListNodes")),
 		connect.WithHandlerOptions(opts...),
 	)
+	fleetServiceGetNodeHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceGetNodeProcedure,
+		svc.GetNode,
+		connect.WithSchema(fleetServiceMethods.ByName("GetNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fleetServiceApproveNodeHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceApproveNodeProcedure,
+		svc.ApproveNode,
+		connect.WithSchema(fleetServiceMethods.ByName("ApproveNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fleetServiceRevokeNodeHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceRevokeNodeProcedure,
+		svc.RevokeNode,
+		connect.WithSchema(fleetServiceMethods.ByName("RevokeNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fleetServiceDeleteNodeHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceDeleteNodeProcedure,
+		svc.DeleteNode,
+		connect.WithSchema(fleetServiceMethods.ByName("DeleteNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fleetServiceUpdateNodeHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceUpdateNodeProcedure,
+		svc.UpdateNode,
+		connect.WithSchema(fleetServiceMethods.ByName("UpdateNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fleetServiceWatchFleetHandler := connect.NewServerStreamHandlerSimple(
+		FleetServiceWatchFleetProcedure,
+		svc.WatchFleet,
+		connect.WithSchema(fleetServiceMethods.ByName("WatchFleet")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bauxite.dispatch.v1.FleetService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case FleetServiceCreateTokenProcedure:
 			fleetServiceCreateTokenHandler.ServeHTTP(w, r)
+		case FleetServiceListTokensProcedure:
+			fleetServiceListTokensHandler.ServeHTTP(w, r)
+		case FleetServiceRevokeTokenProcedure:
+			fleetServiceRevokeTokenHandler.ServeHTTP(w, r)
 		case FleetServiceListNodesProcedure:
 			fleetServiceListNodesHandler.ServeHTTP(w, r)
+		case FleetServiceGetNodeProcedure:
+			fleetServiceGetNodeHandler.ServeHTTP(w, r)
+		case FleetServiceApproveNodeProcedure:
+			fleetServiceApproveNodeHandler.ServeHTTP(w, r)
+		case FleetServiceRevokeNodeProcedure:
+			fleetServiceRevokeNodeHandler.ServeHTTP(w, r)
+		case FleetServiceDeleteNodeProcedure:
+			fleetServiceDeleteNodeHandler.ServeHTTP(w, r)
+		case FleetServiceUpdateNodeProcedure:
+			fleetServiceUpdateNodeHandler.ServeHTTP(w, r)
+		case FleetServiceWatchFleetProcedure:
+			fleetServiceWatchFleetHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -144,6 +386,38 @@ func (UnimplementedFleetServiceHandler) CreateToken(context.Context, *v1.CreateT
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.CreateToken is not implemented"))
 }
 
+func (UnimplementedFleetServiceHandler) ListTokens(context.Context, *v1.ListTokensRequest) (*v1.ListTokensResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.ListTokens is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) RevokeToken(context.Context, *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.RevokeToken is not implemented"))
+}
+
 func (UnimplementedFleetServiceHandler) ListNodes(context.Context, *v1.ListNodesRequest) (*v1.ListNodesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.ListNodes is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.GetNode is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) ApproveNode(context.Context, *v1.ApproveNodeRequest) (*v1.ApproveNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.ApproveNode is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) RevokeNode(context.Context, *v1.RevokeNodeRequest) (*v1.RevokeNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.RevokeNode is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) DeleteNode(context.Context, *v1.DeleteNodeRequest) (*v1.DeleteNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.DeleteNode is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) UpdateNode(context.Context, *v1.UpdateNodeRequest) (*v1.UpdateNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.UpdateNode is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) WatchFleet(context.Context, *v1.WatchFleetRequest, *connect.ServerStream[v1.WatchFleetResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.FleetService.WatchFleet is not implemented"))
 }

@@ -35,12 +35,60 @@ const (
 const (
 	// PolicyServiceGetPolicyProcedure is the fully-qualified name of the PolicyService's GetPolicy RPC.
 	PolicyServiceGetPolicyProcedure = "/bauxite.dispatch.v1.PolicyService/GetPolicy"
+	// PolicyServiceListPoliciesProcedure is the fully-qualified name of the PolicyService's
+	// ListPolicies RPC.
+	PolicyServiceListPoliciesProcedure = "/bauxite.dispatch.v1.PolicyService/ListPolicies"
+	// PolicyServiceReadPolicyProcedure is the fully-qualified name of the PolicyService's ReadPolicy
+	// RPC.
+	PolicyServiceReadPolicyProcedure = "/bauxite.dispatch.v1.PolicyService/ReadPolicy"
+	// PolicyServiceTestPolicyProcedure is the fully-qualified name of the PolicyService's TestPolicy
+	// RPC.
+	PolicyServiceTestPolicyProcedure = "/bauxite.dispatch.v1.PolicyService/TestPolicy"
+	// PolicyServiceProposePolicyProcedure is the fully-qualified name of the PolicyService's
+	// ProposePolicy RPC.
+	PolicyServiceProposePolicyProcedure = "/bauxite.dispatch.v1.PolicyService/ProposePolicy"
+	// PolicyServiceActivatePolicyProcedure is the fully-qualified name of the PolicyService's
+	// ActivatePolicy RPC.
+	PolicyServiceActivatePolicyProcedure = "/bauxite.dispatch.v1.PolicyService/ActivatePolicy"
+	// PolicyServiceRollbackPolicyProcedure is the fully-qualified name of the PolicyService's
+	// RollbackPolicy RPC.
+	PolicyServiceRollbackPolicyProcedure = "/bauxite.dispatch.v1.PolicyService/RollbackPolicy"
+	// PolicyServiceGetActivationProcedure is the fully-qualified name of the PolicyService's
+	// GetActivation RPC.
+	PolicyServiceGetActivationProcedure = "/bauxite.dispatch.v1.PolicyService/GetActivation"
+	// PolicyServiceDiffPoliciesProcedure is the fully-qualified name of the PolicyService's
+	// DiffPolicies RPC.
+	PolicyServiceDiffPoliciesProcedure = "/bauxite.dispatch.v1.PolicyService/DiffPolicies"
+	// PolicyServiceExplainPolicyProcedure is the fully-qualified name of the PolicyService's
+	// ExplainPolicy RPC.
+	PolicyServiceExplainPolicyProcedure = "/bauxite.dispatch.v1.PolicyService/ExplainPolicy"
 )
 
 // PolicyServiceClient is a client for the bauxite.dispatch.v1.PolicyService service.
 type PolicyServiceClient interface {
-	// GetPolicy returns one version, or the active one where version is 0.
+	// GetPolicy is the nodes' call. Version 0 means the one in force for the caller.
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
+	// ListPolicies lists versions, newest first.
+	ListPolicies(context.Context, *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error)
+	// ReadPolicy returns a version with its source text; 0 means the active one.
+	ReadPolicy(context.Context, *v1.ReadPolicyRequest) (*v1.ReadPolicyResponse, error)
+	// TestPolicy checks a text and runs its tests against the nodes; it stores
+	// nothing.
+	TestPolicy(context.Context, *v1.TestPolicyRequest) (*v1.TestPolicyResponse, error)
+	// ProposePolicy stores a text as the next version. It is refused where the base
+	// is not the newest version any more, or where a test does not hold.
+	ProposePolicy(context.Context, *v1.ProposePolicyRequest) (*v1.ProposePolicyResponse, error)
+	// ActivatePolicy puts a version into force, at once or by stages.
+	ActivatePolicy(context.Context, *v1.ActivatePolicyRequest) (*v1.ActivatePolicyResponse, error)
+	// RollbackPolicy ends a staged activation, or puts the version before the
+	// active one back into force.
+	RollbackPolicy(context.Context, *v1.RollbackPolicyRequest) (*v1.RollbackPolicyResponse, error)
+	// GetActivation tells what is in force and how far a staged activation is.
+	GetActivation(context.Context, *v1.GetActivationRequest) (*v1.GetActivationResponse, error)
+	// DiffPolicies compares two versions, or a version and a text.
+	DiffPolicies(context.Context, *v1.DiffPoliciesRequest) (*v1.DiffPoliciesResponse, error)
+	// ExplainPolicy tells why a flow is allowed or denied.
+	ExplainPolicy(context.Context, *v1.ExplainPolicyRequest) (*v1.ExplainPolicyResponse, error)
 }
 
 // NewPolicyServiceClient constructs a client for the bauxite.dispatch.v1.PolicyService service. By
@@ -60,12 +108,75 @@ func NewPolicyServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(policyServiceMethods.ByName("GetPolicy")),
 			connect.WithClientOptions(opts...),
 		),
+		listPolicies: connect.NewClient[v1.ListPoliciesRequest, v1.ListPoliciesResponse](
+			httpClient,
+			baseURL+PolicyServiceListPoliciesProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("ListPolicies")),
+			connect.WithClientOptions(opts...),
+		),
+		readPolicy: connect.NewClient[v1.ReadPolicyRequest, v1.ReadPolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceReadPolicyProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("ReadPolicy")),
+			connect.WithClientOptions(opts...),
+		),
+		testPolicy: connect.NewClient[v1.TestPolicyRequest, v1.TestPolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceTestPolicyProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("TestPolicy")),
+			connect.WithClientOptions(opts...),
+		),
+		proposePolicy: connect.NewClient[v1.ProposePolicyRequest, v1.ProposePolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceProposePolicyProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("ProposePolicy")),
+			connect.WithClientOptions(opts...),
+		),
+		activatePolicy: connect.NewClient[v1.ActivatePolicyRequest, v1.ActivatePolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceActivatePolicyProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("ActivatePolicy")),
+			connect.WithClientOptions(opts...),
+		),
+		rollbackPolicy: connect.NewClient[v1.RollbackPolicyRequest, v1.RollbackPolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceRollbackPolicyProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("RollbackPolicy")),
+			connect.WithClientOptions(opts...),
+		),
+		getActivation: connect.NewClient[v1.GetActivationRequest, v1.GetActivationResponse](
+			httpClient,
+			baseURL+PolicyServiceGetActivationProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("GetActivation")),
+			connect.WithClientOptions(opts...),
+		),
+		diffPolicies: connect.NewClient[v1.DiffPoliciesRequest, v1.DiffPoliciesResponse](
+			httpClient,
+			baseURL+PolicyServiceDiffPoliciesProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("DiffPolicies")),
+			connect.WithClientOptions(opts...),
+		),
+		explainPolicy: connect.NewClient[v1.ExplainPolicyRequest, v1.ExplainPolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceExplainPolicyProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("ExplainPolicy")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // policyServiceClient implements PolicyServiceClient.
 type policyServiceClient struct {
-	getPolicy *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
+	getPolicy      *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
+	listPolicies   *connect.Client[v1.ListPoliciesRequest, v1.ListPoliciesResponse]
+	readPolicy     *connect.Client[v1.ReadPolicyRequest, v1.ReadPolicyResponse]
+	testPolicy     *connect.Client[v1.TestPolicyRequest, v1.TestPolicyResponse]
+	proposePolicy  *connect.Client[v1.ProposePolicyRequest, v1.ProposePolicyResponse]
+	activatePolicy *connect.Client[v1.ActivatePolicyRequest, v1.ActivatePolicyResponse]
+	rollbackPolicy *connect.Client[v1.RollbackPolicyRequest, v1.RollbackPolicyResponse]
+	getActivation  *connect.Client[v1.GetActivationRequest, v1.GetActivationResponse]
+	diffPolicies   *connect.Client[v1.DiffPoliciesRequest, v1.DiffPoliciesResponse]
+	explainPolicy  *connect.Client[v1.ExplainPolicyRequest, v1.ExplainPolicyResponse]
 }
 
 // GetPolicy calls bauxite.dispatch.v1.PolicyService.GetPolicy.
@@ -77,10 +188,112 @@ func (c *policyServiceClient) GetPolicy(ctx context.Context, req *v1.GetPolicyRe
 	return nil, err
 }
 
+// ListPolicies calls bauxite.dispatch.v1.PolicyService.ListPolicies.
+func (c *policyServiceClient) ListPolicies(ctx context.Context, req *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error) {
+	response, err := c.listPolicies.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReadPolicy calls bauxite.dispatch.v1.PolicyService.ReadPolicy.
+func (c *policyServiceClient) ReadPolicy(ctx context.Context, req *v1.ReadPolicyRequest) (*v1.ReadPolicyResponse, error) {
+	response, err := c.readPolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TestPolicy calls bauxite.dispatch.v1.PolicyService.TestPolicy.
+func (c *policyServiceClient) TestPolicy(ctx context.Context, req *v1.TestPolicyRequest) (*v1.TestPolicyResponse, error) {
+	response, err := c.testPolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ProposePolicy calls bauxite.dispatch.v1.PolicyService.ProposePolicy.
+func (c *policyServiceClient) ProposePolicy(ctx context.Context, req *v1.ProposePolicyRequest) (*v1.ProposePolicyResponse, error) {
+	response, err := c.proposePolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ActivatePolicy calls bauxite.dispatch.v1.PolicyService.ActivatePolicy.
+func (c *policyServiceClient) ActivatePolicy(ctx context.Context, req *v1.ActivatePolicyRequest) (*v1.ActivatePolicyResponse, error) {
+	response, err := c.activatePolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RollbackPolicy calls bauxite.dispatch.v1.PolicyService.RollbackPolicy.
+func (c *policyServiceClient) RollbackPolicy(ctx context.Context, req *v1.RollbackPolicyRequest) (*v1.RollbackPolicyResponse, error) {
+	response, err := c.rollbackPolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetActivation calls bauxite.dispatch.v1.PolicyService.GetActivation.
+func (c *policyServiceClient) GetActivation(ctx context.Context, req *v1.GetActivationRequest) (*v1.GetActivationResponse, error) {
+	response, err := c.getActivation.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DiffPolicies calls bauxite.dispatch.v1.PolicyService.DiffPolicies.
+func (c *policyServiceClient) DiffPolicies(ctx context.Context, req *v1.DiffPoliciesRequest) (*v1.DiffPoliciesResponse, error) {
+	response, err := c.diffPolicies.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ExplainPolicy calls bauxite.dispatch.v1.PolicyService.ExplainPolicy.
+func (c *policyServiceClient) ExplainPolicy(ctx context.Context, req *v1.ExplainPolicyRequest) (*v1.ExplainPolicyResponse, error) {
+	response, err := c.explainPolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // PolicyServiceHandler is an implementation of the bauxite.dispatch.v1.PolicyService service.
 type PolicyServiceHandler interface {
-	// GetPolicy returns one version, or the active one where version is 0.
+	// GetPolicy is the nodes' call. Version 0 means the one in force for the caller.
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
+	// ListPolicies lists versions, newest first.
+	ListPolicies(context.Context, *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error)
+	// ReadPolicy returns a version with its source text; 0 means the active one.
+	ReadPolicy(context.Context, *v1.ReadPolicyRequest) (*v1.ReadPolicyResponse, error)
+	// TestPolicy checks a text and runs its tests against the nodes; it stores
+	// nothing.
+	TestPolicy(context.Context, *v1.TestPolicyRequest) (*v1.TestPolicyResponse, error)
+	// ProposePolicy stores a text as the next version. It is refused where the base
+	// is not the newest version any more, or where a test does not hold.
+	ProposePolicy(context.Context, *v1.ProposePolicyRequest) (*v1.ProposePolicyResponse, error)
+	// ActivatePolicy puts a version into force, at once or by stages.
+	ActivatePolicy(context.Context, *v1.ActivatePolicyRequest) (*v1.ActivatePolicyResponse, error)
+	// RollbackPolicy ends a staged activation, or puts the version before the
+	// active one back into force.
+	RollbackPolicy(context.Context, *v1.RollbackPolicyRequest) (*v1.RollbackPolicyResponse, error)
+	// GetActivation tells what is in force and how far a staged activation is.
+	GetActivation(context.Context, *v1.GetActivationRequest) (*v1.GetActivationResponse, error)
+	// DiffPolicies compares two versions, or a version and a text.
+	DiffPolicies(context.Context, *v1.DiffPoliciesRequest) (*v1.DiffPoliciesResponse, error)
+	// ExplainPolicy tells why a flow is allowed or denied.
+	ExplainPolicy(context.Context, *v1.ExplainPolicyRequest) (*v1.ExplainPolicyResponse, error)
 }
 
 // NewPolicyServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -96,10 +309,82 @@ func NewPolicyServiceHandler(svc PolicyServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(policyServiceMethods.ByName("GetPolicy")),
 		connect.WithHandlerOptions(opts...),
 	)
+	policyServiceListPoliciesHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceListPoliciesProcedure,
+		svc.ListPolicies,
+		connect.WithSchema(policyServiceMethods.ByName("ListPolicies")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceReadPolicyHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceReadPolicyProcedure,
+		svc.ReadPolicy,
+		connect.WithSchema(policyServiceMethods.ByName("ReadPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceTestPolicyHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceTestPolicyProcedure,
+		svc.TestPolicy,
+		connect.WithSchema(policyServiceMethods.ByName("TestPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceProposePolicyHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceProposePolicyProcedure,
+		svc.ProposePolicy,
+		connect.WithSchema(policyServiceMethods.ByName("ProposePolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceActivatePolicyHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceActivatePolicyProcedure,
+		svc.ActivatePolicy,
+		connect.WithSchema(policyServiceMethods.ByName("ActivatePolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceRollbackPolicyHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceRollbackPolicyProcedure,
+		svc.RollbackPolicy,
+		connect.WithSchema(policyServiceMethods.ByName("RollbackPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceGetActivationHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceGetActivationProcedure,
+		svc.GetActivation,
+		connect.WithSchema(policyServiceMethods.ByName("GetActivation")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceDiffPoliciesHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceDiffPoliciesProcedure,
+		svc.DiffPolicies,
+		connect.WithSchema(policyServiceMethods.ByName("DiffPolicies")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceExplainPolicyHandler := connect.NewUnaryHandlerSimple(
+		PolicyServiceExplainPolicyProcedure,
+		svc.ExplainPolicy,
+		connect.WithSchema(policyServiceMethods.ByName("ExplainPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bauxite.dispatch.v1.PolicyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PolicyServiceGetPolicyProcedure:
 			policyServiceGetPolicyHandler.ServeHTTP(w, r)
+		case PolicyServiceListPoliciesProcedure:
+			policyServiceListPoliciesHandler.ServeHTTP(w, r)
+		case PolicyServiceReadPolicyProcedure:
+			policyServiceReadPolicyHandler.ServeHTTP(w, r)
+		case PolicyServiceTestPolicyProcedure:
+			policyServiceTestPolicyHandler.ServeHTTP(w, r)
+		case PolicyServiceProposePolicyProcedure:
+			policyServiceProposePolicyHandler.ServeHTTP(w, r)
+		case PolicyServiceActivatePolicyProcedure:
+			policyServiceActivatePolicyHandler.ServeHTTP(w, r)
+		case PolicyServiceRollbackPolicyProcedure:
+			policyServiceRollbackPolicyHandler.ServeHTTP(w, r)
+		case PolicyServiceGetActivationProcedure:
+			policyServiceGetActivationHandler.ServeHTTP(w, r)
+		case PolicyServiceDiffPoliciesProcedure:
+			policyServiceDiffPoliciesHandler.ServeHTTP(w, r)
+		case PolicyServiceExplainPolicyProcedure:
+			policyServiceExplainPolicyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -111,4 +396,40 @@ type UnimplementedPolicyServiceHandler struct{}
 
 func (UnimplementedPolicyServiceHandler) GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.GetPolicy is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) ListPolicies(context.Context, *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.ListPolicies is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) ReadPolicy(context.Context, *v1.ReadPolicyRequest) (*v1.ReadPolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.ReadPolicy is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) TestPolicy(context.Context, *v1.TestPolicyRequest) (*v1.TestPolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.TestPolicy is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) ProposePolicy(context.Context, *v1.ProposePolicyRequest) (*v1.ProposePolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.ProposePolicy is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) ActivatePolicy(context.Context, *v1.ActivatePolicyRequest) (*v1.ActivatePolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.ActivatePolicy is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) RollbackPolicy(context.Context, *v1.RollbackPolicyRequest) (*v1.RollbackPolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.RollbackPolicy is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) GetActivation(context.Context, *v1.GetActivationRequest) (*v1.GetActivationResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.GetActivation is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) DiffPolicies(context.Context, *v1.DiffPoliciesRequest) (*v1.DiffPoliciesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.DiffPolicies is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) ExplainPolicy(context.Context, *v1.ExplainPolicyRequest) (*v1.ExplainPolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.PolicyService.ExplainPolicy is not implemented"))
 }

@@ -39,6 +39,21 @@ const (
 	// ProvisioningServiceRenewProcedure is the fully-qualified name of the ProvisioningService's Renew
 	// RPC.
 	ProvisioningServiceRenewProcedure = "/bauxite.dispatch.v1.ProvisioningService/Renew"
+	// ProvisioningServiceRekeyProcedure is the fully-qualified name of the ProvisioningService's Rekey
+	// RPC.
+	ProvisioningServiceRekeyProcedure = "/bauxite.dispatch.v1.ProvisioningService/Rekey"
+	// ProvisioningServiceBeginRecoveryProcedure is the fully-qualified name of the
+	// ProvisioningService's BeginRecovery RPC.
+	ProvisioningServiceBeginRecoveryProcedure = "/bauxite.dispatch.v1.ProvisioningService/BeginRecovery"
+	// ProvisioningServiceRecoverProcedure is the fully-qualified name of the ProvisioningService's
+	// Recover RPC.
+	ProvisioningServiceRecoverProcedure = "/bauxite.dispatch.v1.ProvisioningService/Recover"
+	// ProvisioningServiceGetMeshKeyProcedure is the fully-qualified name of the ProvisioningService's
+	// GetMeshKey RPC.
+	ProvisioningServiceGetMeshKeyProcedure = "/bauxite.dispatch.v1.ProvisioningService/GetMeshKey"
+	// ProvisioningServiceLeaveProcedure is the fully-qualified name of the ProvisioningService's Leave
+	// RPC.
+	ProvisioningServiceLeaveProcedure = "/bauxite.dispatch.v1.ProvisioningService/Leave"
 )
 
 // ProvisioningServiceClient is a client for the bauxite.dispatch.v1.ProvisioningService service.
@@ -49,6 +64,19 @@ type ProvisioningServiceClient interface {
 	// Renew issues a new certificate to the calling node, whose identity is that of
 	// its TLS certificate. Name and addresses stay the same.
 	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
+	// Rekey replaces both keys of the calling node and so its PeerID; name and
+	// addresses stay. It is the only call that a node may make whose key the hub
+	// made. The old certificates are denied from then on.
+	Rekey(context.Context, *v1.RekeyRequest) (*v1.RekeyResponse, error)
+	// BeginRecovery returns a challenge for a node whose certificate has expired.
+	// It answers alike whether the node exists or not.
+	BeginRecovery(context.Context, *v1.BeginRecoveryRequest) (*v1.BeginRecoveryResponse, error)
+	// Recover issues a certificate to a node that proves its enrolled key.
+	Recover(context.Context, *v1.RecoverRequest) (*v1.RecoverResponse, error)
+	// GetMeshKey returns the mesh's pre-shared key in force.
+	GetMeshKey(context.Context, *v1.GetMeshKeyRequest) (*v1.GetMeshKeyResponse, error)
+	// Leave takes the calling node out of the mesh for good.
+	Leave(context.Context, *v1.LeaveRequest) (*v1.LeaveResponse, error)
 }
 
 // NewProvisioningServiceClient constructs a client for the bauxite.dispatch.v1.ProvisioningService
@@ -74,13 +102,48 @@ func NewProvisioningServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(provisioningServiceMethods.ByName("Renew")),
 			connect.WithClientOptions(opts...),
 		),
+		rekey: connect.NewClient[v1.RekeyRequest, v1.RekeyResponse](
+			httpClient,
+			baseURL+ProvisioningServiceRekeyProcedure,
+			connect.WithSchema(provisioningServiceMethods.ByName("Rekey")),
+			connect.WithClientOptions(opts...),
+		),
+		beginRecovery: connect.NewClient[v1.BeginRecoveryRequest, v1.BeginRecoveryResponse](
+			httpClient,
+			baseURL+ProvisioningServiceBeginRecoveryProcedure,
+			connect.WithSchema(provisioningServiceMethods.ByName("BeginRecovery")),
+			connect.WithClientOptions(opts...),
+		),
+		recover: connect.NewClient[v1.RecoverRequest, v1.RecoverResponse](
+			httpClient,
+			baseURL+ProvisioningServiceRecoverProcedure,
+			connect.WithSchema(provisioningServiceMethods.ByName("Recover")),
+			connect.WithClientOptions(opts...),
+		),
+		getMeshKey: connect.NewClient[v1.GetMeshKeyRequest, v1.GetMeshKeyResponse](
+			httpClient,
+			baseURL+ProvisioningServiceGetMeshKeyProcedure,
+			connect.WithSchema(provisioningServiceMethods.ByName("GetMeshKey")),
+			connect.WithClientOptions(opts...),
+		),
+		leave: connect.NewClient[v1.LeaveRequest, v1.LeaveResponse](
+			httpClient,
+			baseURL+ProvisioningServiceLeaveProcedure,
+			connect.WithSchema(provisioningServiceMethods.ByName("Leave")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // provisioningServiceClient implements ProvisioningServiceClient.
 type provisioningServiceClient struct {
-	provision *connect.Client[v1.ProvisionRequest, v1.ProvisionResponse]
-	renew     *connect.Client[v1.RenewRequest, v1.RenewResponse]
+	provision     *connect.Client[v1.ProvisionRequest, v1.ProvisionResponse]
+	renew         *connect.Client[v1.RenewRequest, v1.RenewResponse]
+	rekey         *connect.Client[v1.RekeyRequest, v1.RekeyResponse]
+	beginRecovery *connect.Client[v1.BeginRecoveryRequest, v1.BeginRecoveryResponse]
+	recover       *connect.Client[v1.RecoverRequest, v1.RecoverResponse]
+	getMeshKey    *connect.Client[v1.GetMeshKeyRequest, v1.GetMeshKeyResponse]
+	leave         *connect.Client[v1.LeaveRequest, v1.LeaveResponse]
 }
 
 // Provision calls bauxite.dispatch.v1.ProvisioningService.Provision.
@@ -101,6 +164,51 @@ func (c *provisioningServiceClient) Renew(ctx context.Context, req *v1.RenewRequ
 	return nil, err
 }
 
+// Rekey calls bauxite.dispatch.v1.ProvisioningService.Rekey.
+func (c *provisioningServiceClient) Rekey(ctx context.Context, req *v1.RekeyRequest) (*v1.RekeyResponse, error) {
+	response, err := c.rekey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// BeginRecovery calls bauxite.dispatch.v1.ProvisioningService.BeginRecovery.
+func (c *provisioningServiceClient) BeginRecovery(ctx context.Context, req *v1.BeginRecoveryRequest) (*v1.BeginRecoveryResponse, error) {
+	response, err := c.beginRecovery.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Recover calls bauxite.dispatch.v1.ProvisioningService.Recover.
+func (c *provisioningServiceClient) Recover(ctx context.Context, req *v1.RecoverRequest) (*v1.RecoverResponse, error) {
+	response, err := c.recover.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetMeshKey calls bauxite.dispatch.v1.ProvisioningService.GetMeshKey.
+func (c *provisioningServiceClient) GetMeshKey(ctx context.Context, req *v1.GetMeshKeyRequest) (*v1.GetMeshKeyResponse, error) {
+	response, err := c.getMeshKey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Leave calls bauxite.dispatch.v1.ProvisioningService.Leave.
+func (c *provisioningServiceClient) Leave(ctx context.Context, req *v1.LeaveRequest) (*v1.LeaveResponse, error) {
+	response, err := c.leave.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ProvisioningServiceHandler is an implementation of the bauxite.dispatch.v1.ProvisioningService
 // service.
 type ProvisioningServiceHandler interface {
@@ -110,6 +218,19 @@ type ProvisioningServiceHandler interface {
 	// Renew issues a new certificate to the calling node, whose identity is that of
 	// its TLS certificate. Name and addresses stay the same.
 	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
+	// Rekey replaces both keys of the calling node and so its PeerID; name and
+	// addresses stay. It is the only call that a node may make whose key the hub
+	// made. The old certificates are denied from then on.
+	Rekey(context.Context, *v1.RekeyRequest) (*v1.RekeyResponse, error)
+	// BeginRecovery returns a challenge for a node whose certificate has expired.
+	// It answers alike whether the node exists or not.
+	BeginRecovery(context.Context, *v1.BeginRecoveryRequest) (*v1.BeginRecoveryResponse, error)
+	// Recover issues a certificate to a node that proves its enrolled key.
+	Recover(context.Context, *v1.RecoverRequest) (*v1.RecoverResponse, error)
+	// GetMeshKey returns the mesh's pre-shared key in force.
+	GetMeshKey(context.Context, *v1.GetMeshKeyRequest) (*v1.GetMeshKeyResponse, error)
+	// Leave takes the calling node out of the mesh for good.
+	Leave(context.Context, *v1.LeaveRequest) (*v1.LeaveResponse, error)
 }
 
 // NewProvisioningServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -131,12 +252,52 @@ func NewProvisioningServiceHandler(svc ProvisioningServiceHandler, opts ...conne
 		connect.WithSchema(provisioningServiceMethods.ByName("Renew")),
 		connect.WithHandlerOptions(opts...),
 	)
+	provisioningServiceRekeyHandler := connect.NewUnaryHandlerSimple(
+		ProvisioningServiceRekeyProcedure,
+		svc.Rekey,
+		connect.WithSchema(provisioningServiceMethods.ByName("Rekey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	provisioningServiceBeginRecoveryHandler := connect.NewUnaryHandlerSimple(
+		ProvisioningServiceBeginRecoveryProcedure,
+		svc.BeginRecovery,
+		connect.WithSchema(provisioningServiceMethods.ByName("BeginRecovery")),
+		connect.WithHandlerOptions(opts...),
+	)
+	provisioningServiceRecoverHandler := connect.NewUnaryHandlerSimple(
+		ProvisioningServiceRecoverProcedure,
+		svc.Recover,
+		connect.WithSchema(provisioningServiceMethods.ByName("Recover")),
+		connect.WithHandlerOptions(opts...),
+	)
+	provisioningServiceGetMeshKeyHandler := connect.NewUnaryHandlerSimple(
+		ProvisioningServiceGetMeshKeyProcedure,
+		svc.GetMeshKey,
+		connect.WithSchema(provisioningServiceMethods.ByName("GetMeshKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	provisioningServiceLeaveHandler := connect.NewUnaryHandlerSimple(
+		ProvisioningServiceLeaveProcedure,
+		svc.Leave,
+		connect.WithSchema(provisioningServiceMethods.ByName("Leave")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bauxite.dispatch.v1.ProvisioningService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ProvisioningServiceProvisionProcedure:
 			provisioningServiceProvisionHandler.ServeHTTP(w, r)
 		case ProvisioningServiceRenewProcedure:
 			provisioningServiceRenewHandler.ServeHTTP(w, r)
+		case ProvisioningServiceRekeyProcedure:
+			provisioningServiceRekeyHandler.ServeHTTP(w, r)
+		case ProvisioningServiceBeginRecoveryProcedure:
+			provisioningServiceBeginRecoveryHandler.ServeHTTP(w, r)
+		case ProvisioningServiceRecoverProcedure:
+			provisioningServiceRecoverHandler.ServeHTTP(w, r)
+		case ProvisioningServiceGetMeshKeyProcedure:
+			provisioningServiceGetMeshKeyHandler.ServeHTTP(w, r)
+		case ProvisioningServiceLeaveProcedure:
+			provisioningServiceLeaveHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -152,4 +313,24 @@ func (UnimplementedProvisioningServiceHandler) Provision(context.Context, *v1.Pr
 
 func (UnimplementedProvisioningServiceHandler) Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.ProvisioningService.Renew is not implemented"))
+}
+
+func (UnimplementedProvisioningServiceHandler) Rekey(context.Context, *v1.RekeyRequest) (*v1.RekeyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.ProvisioningService.Rekey is not implemented"))
+}
+
+func (UnimplementedProvisioningServiceHandler) BeginRecovery(context.Context, *v1.BeginRecoveryRequest) (*v1.BeginRecoveryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.ProvisioningService.BeginRecovery is not implemented"))
+}
+
+func (UnimplementedProvisioningServiceHandler) Recover(context.Context, *v1.RecoverRequest) (*v1.RecoverResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.ProvisioningService.Recover is not implemented"))
+}
+
+func (UnimplementedProvisioningServiceHandler) GetMeshKey(context.Context, *v1.GetMeshKeyRequest) (*v1.GetMeshKeyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.ProvisioningService.GetMeshKey is not implemented"))
+}
+
+func (UnimplementedProvisioningServiceHandler) Leave(context.Context, *v1.LeaveRequest) (*v1.LeaveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.ProvisioningService.Leave is not implemented"))
 }

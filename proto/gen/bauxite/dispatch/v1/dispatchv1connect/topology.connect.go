@@ -36,6 +36,9 @@ const (
 	// TopologyServiceWatchTopologyProcedure is the fully-qualified name of the TopologyService's
 	// WatchTopology RPC.
 	TopologyServiceWatchTopologyProcedure = "/bauxite.dispatch.v1.TopologyService/WatchTopology"
+	// TopologyServiceResolvePeerProcedure is the fully-qualified name of the TopologyService's
+	// ResolvePeer RPC.
+	TopologyServiceResolvePeerProcedure = "/bauxite.dispatch.v1.TopologyService/ResolvePeer"
 )
 
 // TopologyServiceClient is a client for the bauxite.dispatch.v1.TopologyService service.
@@ -45,6 +48,9 @@ type TopologyServiceClient interface {
 	// where the hub still knows it. Peers that a client did not see may be deleted
 	// only after Synced.
 	WatchTopology(context.Context, *v1.WatchTopologyRequest) (*connect.ServerStreamForClient[v1.WatchTopologyResponse], error)
+	// ResolvePeer finds one node of the mesh, of whatever scope. From then on the
+	// caller's watch, where one is open, tells of that node's changes and presence.
+	ResolvePeer(context.Context, *v1.ResolvePeerRequest) (*v1.ResolvePeerResponse, error)
 }
 
 // NewTopologyServiceClient constructs a client for the bauxite.dispatch.v1.TopologyService service.
@@ -64,17 +70,33 @@ func NewTopologyServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(topologyServiceMethods.ByName("WatchTopology")),
 			connect.WithClientOptions(opts...),
 		),
+		resolvePeer: connect.NewClient[v1.ResolvePeerRequest, v1.ResolvePeerResponse](
+			httpClient,
+			baseURL+TopologyServiceResolvePeerProcedure,
+			connect.WithSchema(topologyServiceMethods.ByName("ResolvePeer")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // topologyServiceClient implements TopologyServiceClient.
 type topologyServiceClient struct {
 	watchTopology *connect.Client[v1.WatchTopologyRequest, v1.WatchTopologyResponse]
+	resolvePeer   *connect.Client[v1.ResolvePeerRequest, v1.ResolvePeerResponse]
 }
 
 // WatchTopology calls bauxite.dispatch.v1.TopologyService.WatchTopology.
 func (c *topologyServiceClient) WatchTopology(ctx context.Context, req *v1.WatchTopologyRequest) (*connect.ServerStreamForClient[v1.WatchTopologyResponse], error) {
 	return c.watchTopology.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// ResolvePeer calls bauxite.dispatch.v1.TopologyService.ResolvePeer.
+func (c *topologyServiceClient) ResolvePeer(ctx context.Context, req *v1.ResolvePeerRequest) (*v1.ResolvePeerResponse, error) {
+	response, err := c.resolvePeer.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
 }
 
 // TopologyServiceHandler is an implementation of the bauxite.dispatch.v1.TopologyService service.
@@ -84,6 +106,9 @@ type TopologyServiceHandler interface {
 	// where the hub still knows it. Peers that a client did not see may be deleted
 	// only after Synced.
 	WatchTopology(context.Context, *v1.WatchTopologyRequest, *connect.ServerStream[v1.WatchTopologyResponse]) error
+	// ResolvePeer finds one node of the mesh, of whatever scope. From then on the
+	// caller's watch, where one is open, tells of that node's changes and presence.
+	ResolvePeer(context.Context, *v1.ResolvePeerRequest) (*v1.ResolvePeerResponse, error)
 }
 
 // NewTopologyServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -99,10 +124,18 @@ func NewTopologyServiceHandler(svc TopologyServiceHandler, opts ...connect.Handl
 		connect.WithSchema(topologyServiceMethods.ByName("WatchTopology")),
 		connect.WithHandlerOptions(opts...),
 	)
+	topologyServiceResolvePeerHandler := connect.NewUnaryHandlerSimple(
+		TopologyServiceResolvePeerProcedure,
+		svc.ResolvePeer,
+		connect.WithSchema(topologyServiceMethods.ByName("ResolvePeer")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bauxite.dispatch.v1.TopologyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case TopologyServiceWatchTopologyProcedure:
 			topologyServiceWatchTopologyHandler.ServeHTTP(w, r)
+		case TopologyServiceResolvePeerProcedure:
+			topologyServiceResolvePeerHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -114,4 +147,8 @@ type UnimplementedTopologyServiceHandler struct{}
 
 func (UnimplementedTopologyServiceHandler) WatchTopology(context.Context, *v1.WatchTopologyRequest, *connect.ServerStream[v1.WatchTopologyResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.TopologyService.WatchTopology is not implemented"))
+}
+
+func (UnimplementedTopologyServiceHandler) ResolvePeer(context.Context, *v1.ResolvePeerRequest) (*v1.ResolvePeerResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.dispatch.v1.TopologyService.ResolvePeer is not implemented"))
 }

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
+
+type metricsService struct {
+	*API
+	dispatchv1connect.UnimplementedMetricsServiceHandler
+}
