@@ -57,7 +57,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
   bauxite-dispatch token create --data /var/lib/bauxite-dispatch
   bauxite join TOKEN URL                (on the robot)`,
 		Writer: stdout, ErrWriter: stderr,
-		Commands:             []*cli.Command{serveCommand(), tokenCommand(), nodeCommand(), versionCommand(), completionCommand()},
+		Commands:             []*cli.Command{serveCommand(), tokenCommand(), nodeCommand(), versionCommand(), completionCommand(), manCommand()},
 		EnableBashCompletion: true,
 		HideVersion:          true,
 		// The caller of Run decides about the process.

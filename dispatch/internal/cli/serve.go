@@ -28,7 +28,7 @@ Examples:
   bauxite-dispatch serve --data /var/lib/bauxite-dispatch
   bauxite-dispatch serve --data ./hub --public-url https://hub.example.org:8440
   bauxite-dispatch serve --data ./hub --mesh-cidr 10.99.0.0/20   (first start only)`,
-		Flags: []cli.Flag{
+		Flags: fromEnv(
 			dataFlag(),
 			&cli.StringFlag{Name: "listen", Value: dispatch.DefaultListen, Usage: "`ADDR` of the node port (TCP)"},
 			&cli.StringFlag{Name: "admin-listen", Value: dispatch.DefaultAdminListen, Usage: "`ADDR` of the admin port (TCP), or off"},
@@ -40,7 +40,7 @@ Examples:
 			&cli.DurationFlag{Name: "cert-ttl", Value: 7 * 24 * time.Hour, Usage: "lifetime of node certificates, 1m to 90 days"},
 			&cli.StringFlag{Name: "log-format", Value: "auto", Usage: "`console` or json (default: console on a terminal)"},
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error"},
-		},
+		),
 		Action: serve,
 	}
 }
@@ -64,10 +64,21 @@ func serve(c *cli.Context) error {
 	if _, err := fmt.Fprintf(c.App.Writer, "bauxite-dispatch: node URL %s\n", s.URL()); err != nil {
 		return fmt.Errorf("print node URL: %w", err)
 	}
-	if t := s.FirstToken(); t != "" {
+	notify("READY=1\nSTATUS=node URL " + s.URL())
+	switch t := s.FirstToken(); {
+	case t == "":
+	case isJournal(c.App.ErrWriter):
+		_, _ = fmt.Fprintf(c.App.ErrWriter, "bauxite-dispatch: the journal would keep the first join token, so make one with: bauxite-dispatch token create --data %s\n", c.String("data"))
+	default:
 		_, _ = fmt.Fprintf(c.App.ErrWriter, "bauxite-dispatch: first join token, for one machine, good for 24 hours:\n  bauxite join %s %s\n", t, s.URL())
 	}
-	return <-done
+	select {
+	case err := <-done:
+		return err
+	case <-c.Done():
+		notify("STOPPING=1")
+		return <-done
+	}
 }
 
 func serveConfig(c *cli.Context) (dispatch.Config, error) {
