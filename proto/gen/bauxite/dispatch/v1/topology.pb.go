@@ -31,7 +31,10 @@ type WatchTopologyRequest struct {
 	Interests []string `protobuf:"bytes,3,rep,name=interests,proto3" json:"interests,omitempty"`
 	// checkpoint is the newest audit checkpoint that the node has seen, so that a
 	// hub whose log went backwards is noticed on both sides.
-	Checkpoint    []byte `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Checkpoint []byte `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// lazy tells that what the node has stored comes from a lazy watch, so that it
+	// needs a snapshot where its scope is not lazy any more.
+	Lazy          bool `protobuf:"varint,5,opt,name=lazy,proto3" json:"lazy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -92,6 +95,13 @@ func (x *WatchTopologyRequest) GetCheckpoint() []byte {
 		return x.Checkpoint
 	}
 	return nil
+}
+
+func (x *WatchTopologyRequest) GetLazy() bool {
+	if x != nil {
+		return x.Lazy
+	}
+	return false
 }
 
 type WatchTopologyResponse struct {
@@ -516,7 +526,8 @@ type Synced struct {
 	// snapshot tells whether chunks came first: peers not among them are gone.
 	Snapshot bool `protobuf:"varint,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// lazy tells that peers are not pushed, because the scope has too many members:
-	// the node asks ResolvePeer for those that it needs.
+	// the node asks ResolvePeer for those that it needs, and forgets those that are
+	// not among its interests, of whose changes it will not hear.
 	Lazy bool `protobuf:"varint,5,opt,name=lazy,proto3" json:"lazy,omitempty"`
 	// psk_epoch is that of the mesh key in force.
 	PskEpoch      uint32 `protobuf:"varint,6,opt,name=psk_epoch,json=pskEpoch,proto3" json:"psk_epoch,omitempty"`
@@ -1017,14 +1028,15 @@ var File_bauxite_dispatch_v1_topology_proto protoreflect.FileDescriptor
 
 const file_bauxite_dispatch_v1_topology_proto_rawDesc = "" +
 	"\n" +
-	"\"bauxite/dispatch/v1/topology.proto\x12\x13bauxite.dispatch.v1\"z\n" +
+	"\"bauxite/dispatch/v1/topology.proto\x12\x13bauxite.dispatch.v1\"\x8e\x01\n" +
 	"\x14WatchTopologyRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02rv\x18\x02 \x01(\x04R\x02rv\x12\x1c\n" +
 	"\tinterests\x18\x03 \x03(\tR\tinterests\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x04 \x01(\fR\n" +
-	"checkpoint\"\x89\x03\n" +
+	"checkpoint\x12\x12\n" +
+	"\x04lazy\x18\x05 \x01(\bR\x04lazy\"\x89\x03\n" +
 	"\x15WatchTopologyResponse\x12K\n" +
 	"\x0esnapshot_chunk\x18\x01 \x01(\v2\".bauxite.dispatch.v1.SnapshotChunkH\x00R\rsnapshotChunk\x125\n" +
 	"\x06synced\x18\x02 \x01(\v2\x1b.bauxite.dispatch.v1.SyncedH\x00R\x06synced\x122\n" +
