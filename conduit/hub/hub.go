@@ -77,6 +77,7 @@ type Connector struct {
 	mu      sync.Mutex // guards the following
 	running bool
 	queue   chan outgoing // of the connection whose signalling is ready, else nil
+	redial  func(error)   // ends the connection there is, else nil
 }
 
 var _ conduit.HubConnector = (*Connector)(nil)
@@ -121,6 +122,23 @@ func (c *Connector) Signal(to identity.PeerID, body []byte) error {
 	}
 }
 
+// Redial ends the connection to the hub, where there is one, and opens another at
+// once, so that the hub sees a renewed certificate. The topology goes on where it
+// was. It does not wait.
+func (c *Connector) Redial() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.redial != nil {
+		c.redial(errRedial)
+	}
+}
+
+func (c *Connector) setRedial(f func(error)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.redial = f
+}
+
 func (c *Connector) setQueue(q chan outgoing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -150,6 +168,10 @@ func (c *Connector) Run(ctx context.Context, ev conduit.HubEvents) error {
 		if ctx.Err() != nil {
 			st.hub(false, ctx.Err())
 			return ctx.Err()
+		}
+		if errors.Is(err, errRedial) {
+			failures = 0
+			continue
 		}
 		if st.hub(false, err) {
 			c.log.Warn("hub link is down", "hub", c.url.Host, "err", err)

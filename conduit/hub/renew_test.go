@@ -4,6 +4,7 @@ package hub
 
 import (
 	"crypto/tls"
+	"runtime"
 	"testing"
 	"time"
 
@@ -52,5 +53,36 @@ func TestRenew(t *testing.T) {
 	h.Stop()
 	if _, err := c.Renew(t.Context(), csr); err == nil {
 		t.Error("renewed without a hub")
+	}
+}
+
+// TestRedial takes a new certificate into use without a loss that anybody sees.
+func TestRedial(t *testing.T) {
+	h := hubtest.New(t)
+	_, cert := h.Enroll("a")
+	shown := make(chan struct{}, 16)
+	c, r := start(t, h, cert, func(c *Connector) {
+		c.cfg.Certificate = func() (*tls.Certificate, error) { shown <- struct{}{}; return cert, nil }
+		c.timing.backoffMin, c.timing.backoffMax = time.Hour, time.Hour
+	})
+	r.await(t, "link", r.up)
+	<-shown
+	for range 2 {
+		before := len(h.Watches())
+		c.Redial()
+		<-shown
+		for len(h.Watches()) == before {
+			runtime.Gosched()
+		}
+	}
+	kb, _ := h.Enroll("b")
+	r.await(t, "peer on the new connection", func() bool { return r.peers[kb.ID()] == "b" })
+	if w := h.Watches(); len(w) != 3 || w[2][0] != 1 {
+		t.Errorf("watches began at %v, want three, resumed", w)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.states) != 1 {
+		t.Errorf("states = %q, want one gain", r.states)
 	}
 }

@@ -30,6 +30,7 @@ var (
 	errResync  = errors.New("hub asks for a new synchronisation")
 	errOrder   = errors.New("hub sent topology out of order")
 	errStopped = errors.New("hub ended the stream")
+	errRedial  = errors.New("connection is made anew")
 )
 
 // session is one connection to the hub. Three goroutines share it; the first
@@ -57,12 +58,14 @@ type policyWant struct{ epoch, version uint64 }
 // connect holds one connection until it fails or ctx ends, and tells how long it
 // was up.
 func (c *Connector) connect(ctx context.Context, st *state) (up time.Duration, err error) {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	c.setRedial(fail) // before the certificate is read: no renewal may fall between
+	defer c.setRedial(nil)
 	cert, own, err := c.own()
 	if err != nil {
 		return 0, err
 	}
-	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
 	tr := c.transport(cert, own.MeshID)
 	defer tr.CloseIdleConnections()
 	client := &http.Client{
