@@ -65,6 +65,8 @@ func (n *fakeNode) Connect(_ context.Context, id identity.PeerID, progress func(
 	return nil
 }
 
+func (n *fakeNode) SetCertificate(*identity.Certificate) error { return nil }
+
 func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 	c := n.cfg.Certificate
 	st := &conduit.Status{

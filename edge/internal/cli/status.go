@@ -70,6 +70,9 @@ func (a *App) status(c *cli.Context) error {
 	if _, err := a.Stdout.Write([]byte(b.String())); err != nil {
 		return err
 	}
+	if e := st.Node.RenewalError; e != "" {
+		fmt.Fprintf(a.Stderr, "bauxite: %s the certificate was not renewed yet: %s\n", a.paint(a.Stderr, yellow, "warning:"), oneLine(e))
+	}
 	if !st.Hub.Connected {
 		fmt.Fprintf(a.Stderr, "bauxite: %s no link to the hub: %s\n", a.paint(a.Stderr, yellow, "warning:"), oneLine(orElse(st.Hub.Error, "not connected yet")))
 		fmt.Fprintln(a.Stderr, "bauxite: hint: traffic between connected peers goes on; the node keeps trying")
@@ -115,7 +118,14 @@ func (a *App) writeNode(b *strings.Builder, st *local.Status) {
 	row("node", a.paint(a.Stdout, bold, n.Name)+"  "+short(n.ID)+"  up "+span(time.Duration(n.UptimeSeconds*float64(time.Second))))
 	row("mesh", fmt.Sprintf("%s  %s  %s", orElse(n.MeshID, "-"), n.VirtualIP, n.VirtualIP6))
 	if !n.CertificateExpires.IsZero() {
-		row("cert", "good for "+span(time.Until(n.CertificateExpires)))
+		cert := "good for " + span(time.Until(n.CertificateExpires))
+		if time.Until(n.CertificateExpires) < 0 {
+			cert = a.paint(a.Stdout, red, "expired")
+		}
+		if !n.CertificateRenewed.IsZero() {
+			cert += "  renewed " + span(time.Since(n.CertificateRenewed)) + " ago"
+		}
+		row("cert", cert)
 	}
 	row("tun", orElse(n.Device, "none"))
 	if st.Hub.Connected {

@@ -53,6 +53,7 @@ type Node interface {
 	Start(ctx context.Context) error
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
 	Status(ctx context.Context) (*conduit.Status, error)
+	SetCertificate(c *identity.Certificate) error
 	Close() error
 }
 
@@ -141,6 +142,8 @@ type daemon struct {
 	id  *home.Node
 	log *slog.Logger
 
+	renew *renewal
+
 	dev    tun.Device
 	node   Node
 	server *local.Server
@@ -148,9 +151,14 @@ type daemon struct {
 
 func (d *daemon) start(ctx context.Context, deps Deps) error {
 	c := d.id.Config
+	r := &renewal{
+		keys: d.id.Keys, roots: d.id.Roots, log: d.log.With("part", "renewal"),
+		file: filepath.Join(d.cfg.Home, home.CertFile), cert: d.id.Certificate,
+	}
+	r.tls.Store(d.id.TLS())
 	link, err := hub.New(hub.Config{
 		URL: c.Hub.URL, Roots: d.id.Roots,
-		Certificate: func() (*tls.Certificate, error) { return d.id.TLS(), nil },
+		Certificate: func() (*tls.Certificate, error) { return r.tls.Load(), nil },
 		Logger:      d.log.With("part", "hub"),
 	})
 	if err != nil {
@@ -184,6 +192,9 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 	if err := d.node.Start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
+	r.ask, r.set, r.redial = link.Renew, d.node.SetCertificate, link.Redial
+	d.renew = r
+	r.start(context.WithoutCancel(ctx))
 	d.server, err = local.Serve(filepath.Join(d.cfg.Home, home.SocketFile), d, d.log.With("part", "local"))
 	return err
 }
@@ -193,6 +204,9 @@ func (d *daemon) stop() error {
 	done := make(chan error, 1)
 	go func() {
 		var errs []error
+		if d.renew != nil {
+			d.renew.stop()
+		}
 		if d.server != nil {
 			errs = append(errs, d.server.Close())
 		}
@@ -229,7 +243,8 @@ func (d *daemon) StatusJSON(ctx context.Context) ([]byte, error) {
 		Node nodeStatus `json:"node"`
 		Hub  hubStatus  `json:"hub"`
 		*conduit.Status
-	}{nodeStatus{st.Node, d.id.Config.Node.MeshID, d.cfg.Version}, hubStatus{st.Hub, d.id.Config.Hub.URL}, st}
+	}{nodeStatus{NodeStatus: st.Node, MeshID: d.id.Config.Node.MeshID, Version: d.cfg.Version}, hubStatus{st.Hub, d.id.Config.Hub.URL}, st}
+	doc.Node.Renewed, doc.Node.RenewalError = d.renew.status()
 	return json.Marshal(doc)
 }
 
@@ -237,6 +252,9 @@ type nodeStatus struct {
 	conduit.NodeStatus
 	MeshID  string `json:"mesh_id"`
 	Version string `json:"version"`
+	// Renewed is when the certificate was last renewed since the start.
+	Renewed      time.Time `json:"certificate_renewed,omitzero"`
+	RenewalError string    `json:"certificate_renewal_error,omitempty"`
 }
 
 type hubStatus struct {

@@ -41,6 +41,8 @@ func (n *fakeNode) Connect(context.Context, identity.PeerID, func(string)) error
 	return nil
 }
 
+func (n *fakeNode) SetCertificate(*identity.Certificate) error { return nil }
+
 func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 	c := n.cfg.Certificate
 	return &conduit.Status{Node: conduit.NodeStatus{ID: c.ID.String(), Name: c.Name, Virtual4: c.Virtual4.String()}, Peers: []conduit.PeerStatus{}}, nil

@@ -39,6 +39,8 @@ type Node struct {
 	Device             string    `json:"device"`
 	UptimeSeconds      float64   `json:"uptime_seconds"`
 	CertificateExpires time.Time `json:"certificate_expires"`
+	CertificateRenewed time.Time `json:"certificate_renewed"`
+	RenewalError       string    `json:"certificate_renewal_error"`
 }
 
 // Hub is the link to the hub.
