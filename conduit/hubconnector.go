@@ -7,6 +7,7 @@ import (
 	"crypto/ecdh"
 	"crypto/ed25519"
 	"net/netip"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 )
@@ -24,6 +25,17 @@ type Peer struct {
 	Ed25519  ed25519.PublicKey
 	X25519   *ecdh.PublicKey
 	Tags     []string
+}
+
+// Denial shuts a node, a key or one certificate out of the mesh. Exactly one of
+// ID, Ed25519 and Serial is set.
+type Denial struct {
+	ID      identity.PeerID
+	Ed25519 ed25519.PublicKey
+	// Serial is a certificate's serial number, big endian.
+	Serial []byte
+	// Until is when the denial may be forgotten; zero means never.
+	Until time.Time
 }
 
 // HubConnector is a node's link to its hub. conduit/hub implements it over
@@ -47,6 +59,9 @@ type HubEvents interface {
 	PeersSynced(peers []Peer)
 	// PeersChanged adds or replaces some peers and deletes others.
 	PeersChanged(upserts []Peer, deletes []identity.PeerID)
+	// Denied delivers denials: all that are in force, or some more. Sessions that
+	// they concern end at once, and no handshake with them succeeds.
+	Denied(denials []Denial, all bool)
 	// Presence tells that a peer came or went at the hub. instance changes each
 	// time the peer comes anew.
 	Presence(id identity.PeerID, online bool, instance uint64)

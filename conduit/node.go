@@ -23,12 +23,13 @@ import (
 )
 
 // Errors that callers branch on. ErrUnknownPeer and ErrAmbiguousPeer come from
-// Resolve and Connect, ErrNoDirectPath and ErrNoAnswer from Connect.
+// Resolve and Connect, ErrNoDirectPath, ErrNoAnswer and ErrDenied from Connect.
 var (
 	ErrUnknownPeer   = registry.ErrUnknown
 	ErrAmbiguousPeer = registry.ErrAmbiguous
 	ErrNoDirectPath  = engine.ErrNoDirectPath
 	ErrNoAnswer      = engine.ErrNoAnswer
+	ErrDenied        = engine.ErrDenied
 )
 
 // flushOnClose bounds how long Close waits until the goodbyes have left.
@@ -300,6 +301,14 @@ func (h hubEvents) PeersSynced(peers []Peer) { h.n.engine.PeersSynced(toRegistry
 
 func (h hubEvents) PeersChanged(upserts []Peer, deletes []identity.PeerID) {
 	h.n.engine.PeersChanged(toRegistry(upserts), deletes)
+}
+
+func (h hubEvents) Denied(denials []Denial, all bool) {
+	list := make([]engine.Denial, len(denials))
+	for i, d := range denials {
+		list[i] = engine.Denial(d)
+	}
+	h.n.engine.Denied(list, all)
 }
 
 func (h hubEvents) Presence(id identity.PeerID, online bool, instance uint64) {

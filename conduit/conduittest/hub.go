@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/bauxite-mesh/bauxite/conduit"
@@ -26,6 +27,7 @@ type Hub struct {
 	version  uint64
 	instance uint64
 	tap      Tap
+	denials  []conduit.Denial
 }
 
 // Tap sees each signalling body and returns what is delivered instead; nil drops
@@ -62,6 +64,16 @@ func (h *Hub) Remove(id identity.PeerID) {
 	delete(h.peers, id)
 	h.eachLocked(func(c *connector) {
 		c.put(func(ev conduit.HubEvents) { ev.PeersChanged(nil, []identity.PeerID{id}) })
+	})
+}
+
+// Deny tells all nodes to shut somebody out. The hub goes on to deliver for him.
+func (h *Hub) Deny(d conduit.Denial) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.denials = append(h.denials, d)
+	h.eachLocked(func(c *connector) {
+		c.put(func(ev conduit.HubEvents) { ev.Denied([]conduit.Denial{d}, false) })
 	})
 }
 
@@ -105,6 +117,7 @@ func (h *Hub) welcomeLocked(c *connector) {
 		peers = append(peers, p)
 	}
 	doc, version := h.document, h.version
+	denials := slices.Clone(h.denials)
 	var online []identity.PeerID
 	for id := range h.links {
 		online = append(online, id)
@@ -112,6 +125,7 @@ func (h *Hub) welcomeLocked(c *connector) {
 	h.instance++
 	instance := h.instance
 	c.put(func(ev conduit.HubEvents) {
+		ev.Denied(denials, true)
 		ev.PeersSynced(peers)
 		ev.Policy(version, doc)
 		ev.HubState(true, nil)

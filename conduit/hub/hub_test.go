@@ -27,6 +27,7 @@ type recorder struct {
 	states []string // "up" or the reason
 	peers  map[identity.PeerID]string
 	policy []string
+	denied []string
 	got    []string
 	failed []string
 }
@@ -69,6 +70,17 @@ func (r *recorder) PeersChanged(up []conduit.Peer, del []identity.PeerID) {
 		}
 		for _, id := range del {
 			delete(r.peers, id)
+		}
+	})
+}
+
+func (r *recorder) Denied(list []conduit.Denial, all bool) {
+	r.change(func() {
+		if all {
+			r.denied = nil
+		}
+		for _, d := range list {
+			r.denied = append(r.denied, fmt.Sprintf("%s %x %x", d.ID.Short(), []byte(d.Ed25519), d.Serial))
 		}
 	})
 }
@@ -332,4 +344,34 @@ func FuzzPeer(f *testing.F) {
 			t.Errorf("accepted %+v", p)
 		}
 	})
+}
+
+func TestDenials(t *testing.T) {
+	h := hubtest.New(t)
+	_, cert := h.Enroll("a")
+	kb, _ := h.Enroll("b")
+	id := kb.ID()
+	h.Deny(&dispatchv1.Denial{Subject: &dispatchv1.Denial_NodeId{NodeId: id.String()}})
+	_, r := start(t, h, cert, nil)
+	want := []string{id.Short() + "  "}
+	r.await(t, "denial in the snapshot", func() bool { return r.up() && slices.Equal(r.denied, want) })
+	h.Deny(&dispatchv1.Denial{}) // of a kind yet to come
+	h.Deny(&dispatchv1.Denial{Subject: &dispatchv1.Denial_Serial{Serial: []byte{0, 0xa7}}})
+	want = append(want, (identity.PeerID{}).Short()+"  00a7")
+	r.await(t, "denial in a change", func() bool { return slices.Equal(r.denied, want) })
+}
+
+func TestMalformedDenials(t *testing.T) {
+	for _, d := range []*dispatchv1.Denial{
+		{},
+		{Subject: &dispatchv1.Denial_NodeId{NodeId: "nobody"}},
+		{Subject: &dispatchv1.Denial_NodeId{NodeId: (identity.PeerID{}).String()}},
+		{Subject: &dispatchv1.Denial_Ed25519PublicKey{Ed25519PublicKey: make([]byte, 31)}},
+		{Subject: &dispatchv1.Denial_Serial{}},
+		{Subject: &dispatchv1.Denial_Serial{Serial: make([]byte, 33)}},
+	} {
+		if got, err := denialFrom(d); !errors.Is(err, errDenial) {
+			t.Errorf("denialFrom(%v) = %v, %v", d, got, err)
+		}
+	}
 }

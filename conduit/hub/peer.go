@@ -8,13 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 )
 
-var errPeer = errors.New("malformed peer")
+var (
+	errPeer   = errors.New("malformed peer")
+	errDenial = errors.New("unusable denial")
+)
 
 // maxTags bounds the tags of a peer.
 const maxTags = 64
@@ -59,6 +63,35 @@ func peerFrom(p *dispatchv1.Peer) (conduit.Peer, error) {
 		ID: id, Name: p.GetName(), Virtual4: v4, Virtual6: v6,
 		Ed25519: ed, X25519: x, Tags: p.GetTags(),
 	}, nil
+}
+
+// denialFrom reads a denial.
+func denialFrom(d *dispatchv1.Denial) (conduit.Denial, error) {
+	var out conduit.Denial
+	if u := d.GetUntil(); u != 0 {
+		out.Until = time.Unix(u, 0)
+	}
+	switch s := d.GetSubject().(type) {
+	case *dispatchv1.Denial_NodeId:
+		id, err := identity.ParsePeerID(s.NodeId)
+		if err != nil || id.IsZero() {
+			return out, fmt.Errorf("%w: malformed node id", errDenial)
+		}
+		out.ID = id
+	case *dispatchv1.Denial_Ed25519PublicKey:
+		if len(s.Ed25519PublicKey) != ed25519.PublicKeySize {
+			return out, fmt.Errorf("%w: malformed key", errDenial)
+		}
+		out.Ed25519 = s.Ed25519PublicKey
+	case *dispatchv1.Denial_Serial:
+		if len(s.Serial) == 0 || len(s.Serial) > 32 {
+			return out, fmt.Errorf("%w: malformed serial number", errDenial)
+		}
+		out.Serial = s.Serial
+	default:
+		return out, fmt.Errorf("%w: unknown kind", errDenial)
+	}
+	return out, nil
 }
 
 // reasonWord is the reason as HubEvents.Undeliverable names it.

@@ -149,6 +149,7 @@ func (s *session) watch(ctx context.Context) error {
 	}
 	defer stream.Close()
 	var snapshot []conduit.Peer
+	var denials []conduit.Denial
 	synced := false
 	for stream.Receive() {
 		s.watchdog.Reset(s.c.timing.silence)
@@ -160,20 +161,26 @@ func (s *session) watch(ctx context.Context) error {
 			if snapshot = append(snapshot, s.peers(e.SnapshotChunk.GetPeers())...); len(snapshot) > maxPeers {
 				return fmt.Errorf("%w: more than %d peers", errOrder, maxPeers)
 			}
+			if denials = append(denials, s.denials(e.SnapshotChunk.GetDenials())...); len(denials) > maxPeers {
+				return fmt.Errorf("%w: more than %d denials", errOrder, maxPeers)
+			}
 		case *dispatchv1.WatchTopologyResponse_Synced:
 			y := e.Synced
 			if synced || y.GetEpoch() == 0 || (!y.GetSnapshot() && (y.GetEpoch() != st.epoch || len(snapshot) > 0)) {
 				return errOrder
 			}
 			if y.GetSnapshot() {
-				st.emit(func(ev conduit.HubEvents) { ev.PeersSynced(snapshot) })
+				st.emit(func(ev conduit.HubEvents) {
+					ev.Denied(denials, true) // before anybody is let in
+					ev.PeersSynced(snapshot)
+				})
 			}
 			// Without a snapshot, rv is where the missed changes end; they may
 			// still be on their way, so it is taken from them.
 			if y.GetSnapshot() {
 				st.epoch, st.rv = y.GetEpoch(), y.GetRv()
 			}
-			snapshot, synced = nil, true
+			snapshot, denials, synced = nil, nil, true
 			s.wantPolicy(st.epoch, y.GetPolicyVersion())
 			s.mark(&s.synced)
 		case *dispatchv1.WatchTopologyResponse_Delta:
@@ -219,6 +226,9 @@ func (s *session) delta(d *dispatchv1.Delta) error {
 			deletes = append(deletes, id)
 		}
 	}
+	if denials := s.denials(d.GetDenials()); len(denials) > 0 {
+		st.emit(func(ev conduit.HubEvents) { ev.Denied(denials, false) })
+	}
 	if len(upserts)+len(deletes) > 0 {
 		st.emit(func(ev conduit.HubEvents) { ev.PeersChanged(upserts, deletes) })
 	}
@@ -240,6 +250,20 @@ func (s *session) peers(in []*dispatchv1.Peer) []conduit.Peer {
 		if q.ID != s.self {
 			out = append(out, q)
 		}
+	}
+	return out
+}
+
+// denials reads denials. One of a kind that is not known yet is left out.
+func (s *session) denials(in []*dispatchv1.Denial) []conduit.Denial {
+	out := make([]conduit.Denial, 0, len(in))
+	for _, d := range in {
+		q, err := denialFrom(d)
+		if err != nil {
+			s.c.log.Warn("ignore a denial of the hub", "err", err)
+			continue
+		}
+		out = append(out, q)
 	}
 	return out
 }

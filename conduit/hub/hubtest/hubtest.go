@@ -55,6 +55,7 @@ type Hub struct {
 	tamper   func(*dispatchv1.ProvisionResponse)
 	watches  []*dispatchv1.WatchTopologyRequest
 	redeemed int
+	denials  []*dispatchv1.Denial
 	silent   bool
 }
 
@@ -222,6 +223,14 @@ func (h *Hub) Remove(id identity.PeerID) {
 	defer h.mu.Unlock()
 	delete(h.nodes, id.String())
 	h.changeLocked(&dispatchv1.Delta{Deletes: []string{id.String()}})
+}
+
+// Deny shuts somebody out.
+func (h *Hub) Deny(d *dispatchv1.Denial) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.denials = append(h.denials, d)
+	h.changeLocked(&dispatchv1.Delta{Denials: []*dispatchv1.Denial{d}})
 }
 
 // SetPolicy makes a new policy version.

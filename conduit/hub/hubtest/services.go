@@ -30,6 +30,11 @@ func (h *Hub) WatchTopology(ctx context.Context, req *dispatchv1.WatchTopologyRe
 				SnapshotChunk: &dispatchv1.SnapshotChunk{Peers: []*dispatchv1.Peer{p}},
 			}})
 		}
+		if len(h.denials) > 0 {
+			out = append(out, &dispatchv1.WatchTopologyResponse{Event: &dispatchv1.WatchTopologyResponse_SnapshotChunk{
+				SnapshotChunk: &dispatchv1.SnapshotChunk{Denials: h.denials},
+			}})
+		}
 		rv = h.rv
 	}
 	out = append(out, &dispatchv1.WatchTopologyResponse{Event: &dispatchv1.WatchTopologyResponse_Synced{

@@ -64,6 +64,7 @@ type Engine struct {
 	gone     []*peer // for rebuild to take down
 	// expensive limits what costs signatures and key exchanges, over all peers.
 	expensive bucket
+	denied    denials
 	doc       *policy.Document
 	docSeq    uint64
 }
@@ -127,9 +128,7 @@ func (e *Engine) Run(ctx context.Context) {
 func (e *Engine) closeAll() {
 	for _, p := range e.peers {
 		for _, s := range p.sessions {
-			if s.dp.Path() != nil {
-				e.cfg.Dataplane.SendControl(s.dp, wire.TypeClose, (&wire.Close{Reason: wire.CloseShutdown}).Append(nil), nil)
-			}
+			s.goodbye(wire.CloseShutdown)
 			s.closeAgent()
 		}
 		p.machine.Close()

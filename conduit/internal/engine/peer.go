@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
@@ -73,7 +74,8 @@ func newPeer(e *Engine, info *registry.Peer) *peer {
 	p.machine = session.New(session.Config{
 		Keys: e.cfg.Keys, Chain: e.cfg.Chain, Roots: e.cfg.Roots,
 		Peer: info.ID, PeerEd25519: info.Ed25519, PeerX25519: info.X25519,
-		PSK: e.cfg.PSK, PSKEpoch: e.cfg.PSKEpoch, Suites: e.cfg.Suites, Indexes: e.cfg.Dataplane,
+		Denied: func(c *identity.Certificate) bool { return e.denied.certificate(c, time.Now()) },
+		PSK:    e.cfg.PSK, PSKEpoch: e.cfg.PSKEpoch, Suites: e.cfg.Suites, Indexes: e.cfg.Dataplane,
 		NewICE: func() wire.ICE {
 			ufrag, pwd := ice.NewCredentials()
 			return wire.ICE{Ufrag: ufrag, Pwd: pwd}
@@ -105,6 +107,10 @@ func (p *peer) newest() *sess {
 // want sees to it that a session with a path comes about.
 func (p *peer) want(now time.Time) {
 	defer p.tell()
+	if p.shutOut(now) {
+		p.refuse()
+		return
+	}
 	for _, s := range p.sessions {
 		if s.dp == p.dp.Active() && !s.silent {
 			p.finish(nil)
@@ -130,6 +136,9 @@ func (p *peer) want(now time.Time) {
 }
 
 func (p *peer) step(body []byte, now time.Time) {
+	if p.shutOut(now) {
+		return
+	}
 	if err := p.machine.Step(body, now); err != nil {
 		p.e.cfg.Logger.Debug("dropped a signalling message", "peer", p.info.Name, "err", err)
 	}
@@ -174,6 +183,11 @@ func (p *peer) failed(err error, now time.Time) {
 // new one has a path.
 func (p *peer) established(est *session.Established, now time.Time) {
 	c := est.Certificate
+	if p.e.denied.certificate(c, now) { // since its first message
+		p.e.cfg.Dataplane.Release(est.LocalIndex)
+		p.failed(ErrDenied, now)
+		return
+	}
 	if c.Virtual4 != p.info.Virtual4 || p.info.Virtual6.IsValid() && c.Virtual6 != p.info.Virtual6 {
 		p.e.cfg.Dataplane.Release(est.LocalIndex)
 		p.failed(fmt.Errorf("peer's certificate is for %s, the hub says %s", c.Virtual4, p.info.Virtual4), now)

@@ -103,6 +103,13 @@ func (s *sess) close() {
 	s.closeAgent()
 }
 
+// goodbye tells the peer that the session ends.
+func (s *sess) goodbye(reason uint8) {
+	if s.dp.Path() != nil {
+		s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeClose, (&wire.Close{Reason: reason}).Append(nil), nil)
+	}
+}
+
 func (s *sess) closeAgent() {
 	if s.agentDone {
 		return

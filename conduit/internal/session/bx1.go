@@ -265,7 +265,13 @@ func (c *Config) checkChain(chain [][]byte, now time.Time) (*identity.Certificat
 	if cert.ID != c.Peer {
 		return nil, refuse("certificate is another peer's")
 	}
-	return cert, cert.Verify(c.Roots, now)
+	if err := cert.Verify(c.Roots, now); err != nil {
+		return nil, err
+	}
+	if c.Denied != nil && c.Denied(cert) {
+		return nil, refuse("certificate is denied")
+	}
+	return cert, nil
 }
 
 // choose takes the first suite of ours that the other side also has.

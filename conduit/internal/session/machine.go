@@ -44,7 +44,7 @@ type Indexes interface {
 	Release(uint32)
 }
 
-// Config describes one pair of peers. All fields but PSK, PSKEpoch and Caps are
+// Config describes one pair of peers. All fields but PSK, PSKEpoch, Denied and Caps are
 // required.
 type Config struct {
 	Keys *identity.Keys
@@ -60,6 +60,9 @@ type Config struct {
 	// func means a mesh without PSK.
 	PSK      func(epoch uint8) []byte
 	PSKEpoch uint8
+	// Denied reports whether a certificate that is otherwise good is shut out; nil
+	// means none is.
+	Denied func(*identity.Certificate) bool
 	// Suites are in order of preference.
 	Suites  []wire.Suite
 	Caps    uint32
