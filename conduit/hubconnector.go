@@ -50,6 +50,28 @@ type HubConnector interface {
 	Signal(to identity.PeerID, body []byte) error
 }
 
+// PeerQuery asks for one peer. Exactly one field is set.
+type PeerQuery struct {
+	ID   identity.PeerID
+	Name string
+	Addr netip.Addr
+}
+
+// ResolvedPeer is a peer and what Presence would say of it.
+type ResolvedPeer struct {
+	Peer
+	Online   bool
+	Instance uint64
+}
+
+// PeerResolver is implemented by a HubConnector that tells of peers on request,
+// because in a large mesh nobody is told of all.
+type PeerResolver interface {
+	// ResolvePeer asks the hub for a peer. Its error Is ErrUnknownPeer where there is
+	// none; any other may pass. Safe for concurrent use.
+	ResolvePeer(ctx context.Context, q PeerQuery) (ResolvedPeer, error)
+}
+
 // HubEvents is what a HubConnector reports. Calls come one at a time, never block
 // for long, and the receiver may keep the arguments.
 type HubEvents interface {

@@ -48,12 +48,16 @@ type Config struct {
 	Proxy func(*http.Request) (*url.URL, error)
 	// DialContext opens the TCP connection; nil means a net.Dialer.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
+	// MeshKey, which may be nil, is told the epoch of the mesh's pre-shared key, at
+	// each connection and at each change. It must not block.
+	MeshKey func(epoch uint32)
 	// Logger gets one line per change of the link; nil discards.
 	Logger *slog.Logger
 }
 
 // timing holds the delays, so that tests can shorten them.
 type timing struct {
+	spread                 time.Duration // within it, evenly, comes the first try after a loss
 	backoffMin, backoffMax time.Duration // full jitter below a bound that doubles
 	settled                time.Duration // a link this old resets the back-off
 	dial                   time.Duration // from dialling to Synced and ready
@@ -62,7 +66,7 @@ type timing struct {
 }
 
 var defaultTiming = timing{
-	backoffMin: 500 * time.Millisecond, backoffMax: 30 * time.Second, settled: 5 * time.Second,
+	spread: 10 * time.Second, backoffMin: 500 * time.Millisecond, backoffMax: 30 * time.Second, settled: 5 * time.Second,
 	dial: 20 * time.Second, silence: 75 * time.Second, unary: 10 * time.Second,
 }
 
@@ -78,6 +82,10 @@ type Connector struct {
 	running bool
 	queue   chan outgoing // of the connection whose signalling is ready, else nil
 	redial  func(error)   // ends the connection there is, else nil
+	session *session      // of the connection there is, else nil
+	// interests are the peers that were resolved, the newest last.
+	interests  []identity.PeerID
+	generation uint64 // the newest activation of a policy that was fetched
 }
 
 var _ conduit.HubConnector = (*Connector)(nil)
@@ -139,6 +147,12 @@ func (c *Connector) setRedial(f func(error)) {
 	c.redial = f
 }
 
+func (c *Connector) setSession(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.session = s
+}
+
 func (c *Connector) setQueue(q chan outgoing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -180,12 +194,25 @@ func (c *Connector) Run(ctx context.Context, ev conduit.HubEvents) error {
 			failures = 0
 		}
 		select {
-		case <-time.After(c.backoff(failures)):
+		case <-time.After(c.delay(failures, up > 0, err)):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		failures++
 	}
+}
+
+// delay is how long to wait after a failure. A fleet that lost its hub at one
+// moment, and dials it together, must not be refused together.
+func (c *Connector) delay(failures int, lost bool, err error) time.Duration {
+	wait := c.backoff(failures)
+	if failures == 0 && lost {
+		wait = rand.N(c.timing.spread)
+	}
+	if ask := min(retryAfter(err), time.Minute); ask > wait {
+		wait = ask + rand.N(ask/2+1)
+	}
+	return wait
 }
 
 // backoff is full jitter: a fleet that lost its hub at one moment must not come
@@ -208,6 +235,7 @@ type state struct {
 
 	// Owned by the topology goroutine of the current connection.
 	epoch, rv uint64
+	lazy      bool // what epoch and rv stand for came from a lazy watch
 	// Owned by the policy goroutine of the current connection.
 	policyEpoch, policy uint64
 }

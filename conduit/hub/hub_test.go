@@ -128,7 +128,7 @@ func start(t *testing.T, h *hubtest.Hub, cert *tls.Certificate, change func(*Con
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.timing.backoffMin, c.timing.backoffMax = 5*time.Millisecond, 20*time.Millisecond
+	c.timing.spread, c.timing.backoffMin, c.timing.backoffMax = 20*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
 	if change != nil {
 		change(c)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,6 +45,9 @@ type session struct {
 	topology  dispatchv1connect.TopologyServiceClient
 	signaling dispatchv1connect.SignalingServiceClient
 	policies  dispatchv1connect.PolicyServiceClient
+	metrics   dispatchv1connect.MetricsServiceClient
+
+	provisioning dispatchv1connect.ProvisioningServiceClient
 
 	watchdog *time.Timer
 	policyCh chan policyWant // capacity 1, the newest wins
@@ -53,7 +57,8 @@ type session struct {
 	upSince       time.Time
 }
 
-type policyWant struct{ epoch, version uint64 }
+// policyWant is an activation that the hub announced.
+type policyWant struct{ epoch, generation uint64 }
 
 // connect holds one connection until it fails or ctx ends, and tells how long it
 // was up.
@@ -81,7 +86,12 @@ func (c *Connector) connect(ctx context.Context, st *state) (up time.Duration, e
 		topology:  dispatchv1connect.NewTopologyServiceClient(client, c.url.String(), opts),
 		signaling: dispatchv1connect.NewSignalingServiceClient(client, c.url.String(), opts),
 		policies:  dispatchv1connect.NewPolicyServiceClient(client, c.url.String(), opts),
+		metrics:   dispatchv1connect.NewMetricsServiceClient(client, c.url.String(), opts),
+
+		provisioning: dispatchv1connect.NewProvisioningServiceClient(client, c.url.String(), opts),
 	}
+	c.setSession(s)
+	defer c.setSession(nil)
 	slow := time.AfterFunc(c.timing.dial, func() {
 		if !s.isUp() {
 			fail(errSlow)
@@ -97,7 +107,7 @@ func (c *Connector) connect(ctx context.Context, st *state) (up time.Duration, e
 	}
 	wg.Wait()
 	if err = plain(context.Cause(ctx)); errors.Is(err, errResync) || errors.Is(err, errOrder) {
-		st.epoch, st.rv = 0, 0
+		st.epoch, st.rv, st.lazy = 0, 0, false
 	}
 	if now := time.Now(); now.After(own.NotAfter) {
 		err = fmt.Errorf("node certificate expired on %s: %w", own.NotAfter.UTC().Format(time.DateTime), err)
@@ -143,7 +153,9 @@ func (s *session) mark(what *bool) {
 // watch follows the topology from where the last connection left it.
 func (s *session) watch(ctx context.Context) error {
 	st := s.st
-	stream, err := s.topology.WatchTopology(ctx, &dispatchv1.WatchTopologyRequest{Epoch: st.epoch, Rv: st.rv})
+	stream, err := s.topology.WatchTopology(ctx, &dispatchv1.WatchTopologyRequest{
+		Epoch: st.epoch, Rv: st.rv, Lazy: st.lazy, Interests: s.c.interestNames(),
+	})
 	if err != nil {
 		return err
 	}
@@ -174,7 +186,18 @@ func (s *session) watch(ctx context.Context) error {
 					ev.Denied(denials, true) // before anybody is let in
 					ev.PeersSynced(snapshot)
 				})
+				there := make(map[identity.PeerID]bool, len(snapshot))
+				for i := range snapshot {
+					there[snapshot[i].ID] = true
+				}
+				s.c.forget(func(id identity.PeerID) bool { return !there[id] })
 			}
+			// Of most peers nothing more will be heard: what is known of them is taken
+			// away by a snapshot of those that are left.
+			if y.GetLazy() && !st.lazy && !y.GetSnapshot() {
+				return errResync
+			}
+			st.lazy = y.GetLazy()
 			// Without a snapshot, rv is where the missed changes end; they may
 			// still be on their way, so it is taken from them.
 			if y.GetSnapshot() {
@@ -182,6 +205,7 @@ func (s *session) watch(ctx context.Context) error {
 			}
 			snapshot, denials, synced = nil, nil, true
 			s.wantPolicy(st.epoch, y.GetPolicyVersion())
+			s.meshKey(y.GetPskEpoch())
 			s.mark(&s.synced)
 		case *dispatchv1.WatchTopologyResponse_Delta:
 			if err := s.delta(e.Delta); err != nil {
@@ -232,8 +256,12 @@ func (s *session) delta(d *dispatchv1.Delta) error {
 	if len(upserts)+len(deletes) > 0 {
 		st.emit(func(ev conduit.HubEvents) { ev.PeersChanged(upserts, deletes) })
 	}
+	if len(deletes) > 0 {
+		s.c.forget(func(id identity.PeerID) bool { return slices.Contains(deletes, id) })
+	}
 	st.rv = d.GetRv()
 	s.wantPolicy(st.epoch, d.GetPolicyVersion())
+	s.meshKey(d.GetPskEpoch())
 	return nil
 }
 
@@ -268,19 +296,26 @@ func (s *session) denials(in []*dispatchv1.Denial) []conduit.Denial {
 	return out
 }
 
-func (s *session) wantPolicy(epoch, version uint64) {
-	if version == 0 {
+func (s *session) meshKey(epoch uint32) {
+	if epoch != 0 && s.c.cfg.MeshKey != nil {
+		s.c.cfg.MeshKey(epoch)
+	}
+}
+
+func (s *session) wantPolicy(epoch, generation uint64) {
+	if generation == 0 {
 		return
 	}
 	select {
 	case <-s.policyCh:
 	default:
 	}
-	s.policyCh <- policyWant{epoch, version} // the watch goroutine is the only sender
+	s.policyCh <- policyWant{epoch, generation} // the watch goroutine is the only sender
 }
 
-// policy fetches the policy whenever its version changes. While that fails the
-// node keeps the policy that it has, and the link stays up.
+// policy fetches the policy once for each activation that is announced: which
+// version that brings is for the hub to say, since a stage may leave this node out.
+// While it fails the node keeps the policy that it has, and the link stays up.
 func (s *session) policy(ctx context.Context) error {
 	for {
 		var want policyWant
@@ -289,7 +324,7 @@ func (s *session) policy(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if want.epoch == s.st.policyEpoch && want.version == s.st.policy {
+		if want.epoch == s.st.policyEpoch && want.generation == s.st.policy {
 			continue
 		}
 		for failures := 0; ; failures++ {
@@ -297,7 +332,7 @@ func (s *session) policy(ctx context.Context) error {
 			if err == nil || ctx.Err() != nil {
 				break
 			}
-			s.c.log.Warn("fetch policy", "version", want.version, "err", err)
+			s.c.log.Warn("fetch policy", "generation", want.generation, "err", err)
 			select {
 			case <-time.After(s.c.backoff(failures)):
 			case <-ctx.Done():
@@ -314,12 +349,15 @@ func (s *session) policy(ctx context.Context) error {
 func (s *session) fetchPolicy(ctx context.Context, want policyWant) error {
 	ctx, cancel := context.WithTimeout(ctx, s.c.timing.unary)
 	defer cancel()
-	// Version 0 asks for the active one, which is at least the one announced.
+	// Version 0 asks for the one in force for this node.
 	res, err := s.policies.GetPolicy(ctx, &dispatchv1.GetPolicyRequest{})
 	if err != nil {
 		return err
 	}
-	s.st.policyEpoch, s.st.policy = want.epoch, res.GetVersion()
+	s.st.policyEpoch, s.st.policy = want.epoch, want.generation
+	s.c.mu.Lock()
+	s.c.generation = want.generation
+	s.c.mu.Unlock()
 	s.st.emit(func(ev conduit.HubEvents) { ev.Policy(res.GetVersion(), res.GetDocument()) })
 	return nil
 }

@@ -37,26 +37,36 @@ type Hub struct {
 	dispatchv1connect.UnimplementedProvisioningServiceHandler
 	dispatchv1connect.UnimplementedTopologyServiceHandler
 	dispatchv1connect.UnimplementedPolicyServiceHandler
+	dispatchv1connect.UnimplementedMetricsServiceHandler
 
 	tb     testing.TB
 	server tls.Certificate
 
-	mu       sync.Mutex // guards the following
-	srv      *http.Server
-	served   chan struct{}
-	epoch    uint64
-	rv       uint64
-	policy   *dispatchv1.GetPolicyResponse
-	nodes    map[string]*dispatchv1.Peer
-	log      []*dispatchv1.WatchTopologyResponse // deltas, log[i] has rv i+1
-	wake     chan struct{}                       // closed at each change
-	streams  map[string]chan *dispatchv1.ExchangeCandidatesResponse
-	tokens   map[string]*token
-	tamper   func(*dispatchv1.ProvisionResponse)
-	watches  []*dispatchv1.WatchTopologyRequest
-	redeemed int
-	denials  []*dispatchv1.Denial
-	silent   bool
+	mu     sync.Mutex // guards the following
+	srv    *http.Server
+	served chan struct{}
+	epoch  uint64
+	rv     uint64
+	policy *dispatchv1.GetPolicyResponse
+	// generation counts activations, fetches the answers to GetPolicy.
+	generation uint64
+	fetches    int
+	lazy       bool
+	resolved   []string
+	online     map[string]bool
+	psk        []byte
+	pskEpoch   uint32
+	reports    []*dispatchv1.ReportMetricsRequest
+	nodes      map[string]*dispatchv1.Peer
+	log        []*dispatchv1.WatchTopologyResponse // deltas, log[i] has rv i+1
+	wake       chan struct{}                       // closed at each change
+	streams    map[string]chan *dispatchv1.ExchangeCandidatesResponse
+	tokens     map[string]*token
+	tamper     func(*dispatchv1.ProvisionResponse)
+	watches    []*dispatchv1.WatchTopologyRequest
+	redeemed   int
+	denials    []*dispatchv1.Denial
+	silent     bool
 }
 
 type token struct {
@@ -72,6 +82,7 @@ func New(tb testing.TB) *Hub {
 	ca := NewCA(tb, "testmesh")
 	h := &Hub{
 		CA: ca, tb: tb, server: ca.Server(tb), epoch: 1,
+		generation: 1, psk: make([]byte, 32), pskEpoch: 1, online: make(map[string]bool),
 		policy:  &dispatchv1.GetPolicyResponse{Version: 1, Document: []byte(`{}`)},
 		nodes:   make(map[string]*dispatchv1.Peer),
 		wake:    make(chan struct{}),
@@ -96,6 +107,7 @@ func (h *Hub) start(addr string) {
 	mux.Handle(dispatchv1connect.NewTopologyServiceHandler(h, opt))
 	mux.Handle(dispatchv1connect.NewSignalingServiceHandler(h, opt))
 	mux.Handle(dispatchv1connect.NewPolicyServiceHandler(h, opt))
+	mux.Handle(dispatchv1connect.NewMetricsServiceHandler(h, opt))
 	srv := &http.Server{
 		Handler: peerHeader(mux), ReadHeaderTimeout: 5 * time.Second, ErrorLog: log.New(io.Discard, "", 0),
 		TLSConfig: &tls.Config{
@@ -238,12 +250,13 @@ func (h *Hub) SetPolicy(document []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.policy = &dispatchv1.GetPolicyResponse{Version: h.policy.GetVersion() + 1, Document: document}
+	h.generation++
 	h.changeLocked(&dispatchv1.Delta{})
 }
 
 func (h *Hub) changeLocked(d *dispatchv1.Delta) {
 	h.rv++
-	d.Rv, d.PolicyVersion = h.rv, h.policy.GetVersion()
+	d.Rv, d.PolicyVersion = h.rv, h.generation
 	h.log = append(h.log, &dispatchv1.WatchTopologyResponse{Event: &dispatchv1.WatchTopologyResponse_Delta{Delta: d}})
 	close(h.wake)
 	h.wake = make(chan struct{})
@@ -315,7 +328,7 @@ func (h *Hub) Provision(_ context.Context, req *dispatchv1.ProvisionRequest) (*d
 		res := &dispatchv1.ProvisionResponse{
 			NodeId: p.GetNodeId(), Name: name, CaCrt: identity.MarshalChainPEM([][]byte{h.Root.Raw}), NodeCrt: identity.MarshalChainPEM(chain),
 			VirtualIp: p.GetVirtualIp(), VirtualIp6: p.GetVirtualIp6(), MeshCidr: "10.66.0.0/16", MeshCidr6: "fd66::/64",
-			MeshId: h.MeshID, Psk: make([]byte, 32), PskEpoch: 1,
+			MeshId: h.MeshID, Psk: h.psk, PskEpoch: h.pskEpoch,
 		}
 		if h.tamper != nil {
 			h.tamper(res)

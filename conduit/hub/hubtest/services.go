@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/ecdh"
 	"errors"
+	"slices"
 	"sync"
 
 	"connectrpc.com/connect"
@@ -23,9 +24,13 @@ func (h *Hub) WatchTopology(ctx context.Context, req *dispatchv1.WatchTopologyRe
 	h.mu.Lock()
 	h.watches = append(h.watches, req)
 	var out []*dispatchv1.WatchTopologyResponse
-	rv, snapshot := req.GetRv(), req.GetEpoch() != h.epoch
+	rv, snapshot, lazy := req.GetRv(), req.GetEpoch() != h.epoch, h.lazy
+	wanted := func(p *dispatchv1.Peer) bool { return !lazy || slices.Contains(req.GetInterests(), p.GetNodeId()) }
 	if snapshot {
 		for _, p := range h.nodes { // one chunk each, to have several
+			if !wanted(p) {
+				continue
+			}
 			out = append(out, &dispatchv1.WatchTopologyResponse{Event: &dispatchv1.WatchTopologyResponse_SnapshotChunk{
 				SnapshotChunk: &dispatchv1.SnapshotChunk{Peers: []*dispatchv1.Peer{p}},
 			}})
@@ -38,7 +43,7 @@ func (h *Hub) WatchTopology(ctx context.Context, req *dispatchv1.WatchTopologyRe
 		rv = h.rv
 	}
 	out = append(out, &dispatchv1.WatchTopologyResponse{Event: &dispatchv1.WatchTopologyResponse_Synced{
-		Synced: &dispatchv1.Synced{Epoch: h.epoch, Rv: rv, PolicyVersion: h.policy.GetVersion(), Snapshot: snapshot},
+		Synced: &dispatchv1.Synced{Epoch: h.epoch, Rv: rv, PolicyVersion: h.generation, Snapshot: snapshot, Lazy: lazy, PskEpoch: h.pskEpoch},
 	}})
 	if h.silent {
 		out = nil
@@ -54,6 +59,9 @@ func (h *Hub) WatchTopology(ctx context.Context, req *dispatchv1.WatchTopologyRe
 		out = nil
 		if !h.silent && rv < uint64(len(h.log)) {
 			out, rv = h.log[rv:], uint64(len(h.log))
+			if lazy {
+				out = withoutUpserts(out)
+			}
 		}
 		wake := h.wake
 		h.mu.Unlock()
@@ -75,6 +83,7 @@ func (h *Hub) GetPolicy(ctx context.Context, _ *dispatchv1.GetPolicyRequest) (*d
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.fetches++
 	return h.policy, nil
 }
 
