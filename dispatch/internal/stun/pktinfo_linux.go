@@ -9,7 +9,7 @@ import (
 )
 
 // oobSize holds one IP_PKTINFO or IPV6_PKTINFO.
-const oobSize = 64
+const oobSize = 40
 
 // enablePktinfo makes the kernel say to which address a packet came. An answer
 // must leave from there: a machine with several addresses would otherwise pick

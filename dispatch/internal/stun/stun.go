@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package stun answers STUN Binding requests (RFC 8489) over UDP, so that nodes
-// learn their addresses without anybody else's server.
+// learn their addresses without anybody else's server. Its sockets serve package
+// turn as well.
 //
 // Everybody can send here, under a forged source address too. So only complete
 // and valid requests are answered, once, with little more than they were long,
@@ -12,11 +13,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -24,7 +23,8 @@ import (
 )
 
 const (
-	headerLen = 20
+	headerLen      = 20
+	bindingRequest = 0x0001
 	// maxRequest is the largest request that is looked at: RFC 8489 §6.1 keeps
 	// requests below 548 bytes.
 	maxRequest = 548
@@ -42,8 +42,7 @@ var understood = map[stun.AttrType]bool{
 
 // Server answers on its sockets. Make one with Listen.
 type Server struct {
-	log   *slog.Logger
-	conns []*net.UDPConn
+	conns []*Conn
 	wg    sync.WaitGroup
 	once  sync.Once
 	err   error
@@ -54,30 +53,11 @@ type Server struct {
 // Listen opens addr, on IPv4 and IPv6 where it names no host, and starts to
 // answer. Close ends it.
 func Listen(ctx context.Context, addr string, log *slog.Logger) (*Server, error) {
-	host, port, err := net.SplitHostPort(addr)
+	conns, err := Open(ctx, addr, log)
 	if err != nil {
-		return nil, fmt.Errorf("listen for STUN: %w", err)
+		return nil, err
 	}
-	s := &Server{log: log}
-	networks := []string{"udp"}
-	if host == "" {
-		networks = []string{"udp4", "udp6"}
-	}
-	var lc net.ListenConfig
-	for _, n := range networks {
-		pc, err := lc.ListenPacket(ctx, n, net.JoinHostPort(host, port))
-		if err != nil {
-			if n == "udp6" { // a machine without IPv6
-				log.InfoContext(ctx, "STUN is served over IPv4 only", "err", err)
-				continue
-			}
-			return nil, errors.Join(fmt.Errorf("listen for STUN: %w", err), s.Close())
-		}
-		c := pc.(*net.UDPConn)
-		s.conns = append(s.conns, c)
-		port = strconv.Itoa(c.LocalAddr().(*net.UDPAddr).Port)
-		enablePktinfo(c)
-	}
+	s := &Server{conns: conns}
 	for _, c := range s.conns {
 		s.wg.Go(func() { s.serve(c) })
 	}
@@ -85,7 +65,7 @@ func Listen(ctx context.Context, addr string, log *slog.Logger) (*Server, error)
 }
 
 // Addr returns the address of the first socket.
-func (s *Server) Addr() netip.AddrPort { return s.conns[0].LocalAddr().(*net.UDPAddr).AddrPort() }
+func (s *Server) Addr() netip.AddrPort { return s.conns[0].Addr() }
 
 // Counters returns how many packets were answered and dropped.
 func (s *Server) Counters() (answered, dropped uint64) { return s.answered.Load(), s.dropped.Load() }
@@ -101,10 +81,10 @@ func (s *Server) Close() error {
 	return s.err
 }
 
-func (s *Server) serve(c *net.UDPConn) {
-	buf, oob := make([]byte, maxRequest+1), make([]byte, oobSize)
+func (s *Server) serve(c *Conn) {
+	buf := make([]byte, maxRequest+1)
 	for {
-		n, on, _, from, err := c.ReadMsgUDPAddrPort(buf, oob)
+		n, from, local, err := c.Read(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -112,11 +92,7 @@ func (s *Server) serve(c *net.UDPConn) {
 			continue // an ICMP error that an answer brought back
 		}
 		res := Respond(buf[:n], from)
-		if res == nil {
-			s.dropped.Add(1)
-			continue
-		}
-		if _, _, err := c.WriteMsgUDPAddrPort(res, replySource(oob[:on]), from); err != nil {
+		if res == nil || c.Write(res, from, local) != nil {
 			s.dropped.Add(1)
 			continue
 		}
@@ -164,10 +140,20 @@ func Respond(req []byte, from netip.AddrPort) []byte {
 	return res.Raw
 }
 
-// plausible checks the header and that the attributes fill the message exactly.
+// plausible tells whether b may be a Binding request.
 func plausible(b []byte) bool {
-	if len(b) < headerLen || len(b) > maxRequest || len(b)%4 != 0 ||
-		binary.BigEndian.Uint16(b) != 0x0001 || // Binding request
+	return len(b) <= maxRequest && WellFormed(b) && binary.BigEndian.Uint16(b) == bindingRequest
+}
+
+// IsBinding tells whether b begins like a Binding request.
+func IsBinding(b []byte) bool {
+	return len(b) >= headerLen && binary.BigEndian.Uint16(b) == bindingRequest
+}
+
+// WellFormed tells whether b has the header of a STUN message and attributes that
+// fill it exactly.
+func WellFormed(b []byte) bool {
+	if len(b) < headerLen || len(b)%4 != 0 || b[0] > 3 ||
 		int(binary.BigEndian.Uint16(b[2:])) != len(b)-headerLen ||
 		binary.BigEndian.Uint32(b[4:]) != 0x2112A442 {
 		return false

@@ -81,7 +81,7 @@ func TestServer(t *testing.T) {
 	defer s.Close()
 	for _, c := range s.conns {
 		network, host := "udp4", "127.0.0.1"
-		if a := c.LocalAddr().(*net.UDPAddr); a.IP.To4() == nil {
+		if !c.Addr().Addr().Unmap().Is4() {
 			network, host = "udp6", "::1"
 		}
 		conn, err := net.DialUDP(network, nil, &net.UDPAddr{IP: net.ParseIP(host), Port: int(s.Addr().Port())})
