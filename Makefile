@@ -61,6 +61,10 @@ rehearse: ## Rehearse a release of HEAD, offline.
 vuln: ## Known vulnerabilities that the binaries reach; needs the network.
 	@$(BX) vuln -require
 
-.PHONY: lab bench chaos package
-lab bench chaos package: ## (no content yet)
+.PHONY: package
+package: ## Debian packages of the hub, amd64 and arm64, into dist.
+	@$(BX) package
+
+.PHONY: lab bench chaos
+lab bench chaos: ## (no content yet)
 	@$(BX) absent $@

@@ -67,6 +67,8 @@ func commands() []command {
 		{"hygiene", "rules of the tree", steps((*env).hygiene)},
 		{"fuzz", "every fuzz target for FUZZ_SECONDS each (default 30)", steps((*env).fuzz)},
 		{"rehearse", "rehearse a release, offline", steps((*env).rehearse)},
+		{"package", "Debian packages of the hub, into dist", steps((*env).debs)},
+		{"proxies", "a node joins through each example proxy that is installed", steps((*env).proxies)},
 		{"vuln", "known vulnerabilities; -require fails where the database is out of reach", vulnCommand},
 		{"absent", "say that a target has no content yet, and fail", absent},
 	}

@@ -19,6 +19,7 @@ var debian = []struct{ name, command, why string }{
 	{"gcc", "gcc", "the race detector needs cgo"},
 	{"libc6-dev", "", "the race detector needs cgo"},
 	{"iputils-ping", "ping", "the demo and the tests ping through the tunnel"},
+	{"systemd", "systemd-analyze", "the hub's unit is checked with it"},
 }
 
 // setup installs the packages that are missing when it may, and otherwise
