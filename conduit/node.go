@@ -42,6 +42,7 @@ type Node struct {
 	log      *slog.Logger
 	policy   *policy.Engine
 	registry registry.Registry
+	psks     pskRing
 
 	// Set once in Start.
 	plane   *dataplane.Dataplane
@@ -76,6 +77,7 @@ func New(cfg Config) (*Node, error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
+	n.psks.now = pskEntry{n.cfg.PSK, n.cfg.PSKEpoch}
 	c := cfg.Certificate
 	n.policy = policy.NewEngine(policy.Subject{ID: c.ID, Name: c.Name})
 	return n, nil
@@ -138,12 +140,7 @@ func (n *Node) assemble(binds []transport.Bind) error {
 	}
 	var psk func(uint8) []byte
 	if n.cfg.PSK != nil {
-		psk = func(epoch uint8) []byte {
-			if epoch == n.cfg.PSKEpoch {
-				return n.cfg.PSK
-			}
-			return nil
-		}
+		psk = n.psks.get
 	}
 	n.plane = dataplane.New(dataplane.Config{
 		Device: n.cfg.Device, Binds: binds, Policy: n.policy, Local: local, Logger: n.log,
@@ -162,7 +159,7 @@ func (n *Node) assemble(binds []transport.Bind) error {
 		return err
 	}
 	n.engine = engine.New(engine.Config{
-		Keys: n.cfg.Keys, Chain: c.Chain, Roots: n.cfg.Roots, PSK: psk, PSKEpoch: n.cfg.PSKEpoch, Suites: suites, Rehandshake: n.cfg.Rehandshake,
+		Keys: n.cfg.Keys, Chain: c.Chain, Roots: n.cfg.Roots, PSK: psk, PSKEpoch: n.pskEpoch(), PSKBefore: n.psks.last, Suites: suites, Rehandshake: n.cfg.Rehandshake,
 		Dataplane: n.plane, Policy: n.policy, Registry: &n.registry, Mux: n.mux,
 		STUNServers: n.cfg.STUNServers, Signal: n.cfg.Hub.Signal, Logger: n.log,
 	})

@@ -328,6 +328,45 @@ func TestWrongPSK(t *testing.T) {
 	}
 }
 
+// TestSetPSK changes the mesh's key at one node after the other: sessions go on,
+// and who is behind is still talked to.
+func TestSetPSK(t *testing.T) {
+	m := conduittest.NewMesh(t, 3)
+	exchange(t, m, 0, 1, "before")
+	since := status(t, m.Node(0)).Peers[0].Path.Since
+	key := bytes.Repeat([]byte{7}, 32)
+	set := func(i int) {
+		t.Helper()
+		if err := m.Node(i).SetPSK(key, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(0)
+	exchange(t, m, 0, 1, "during")
+	if now := status(t, m.Node(0)).Peers[0].Path.Since; !now.Equal(since) {
+		t.Error("the session did not go on")
+	}
+	exchange(t, m, 0, 2, "to one that is behind, or from it")
+	set(1)
+	exchange(t, m, 2, 1, "from one that is behind, or to it")
+	set(2)
+	m.Restart(t, 1, func(c *conduit.Config) { c.PSK, c.PSKEpoch = key, 2 })
+	eventually(t, "a session with the new key alone", func() bool {
+		return m.Node(2).Connect(within(t), m.Node(1).ID(), nil) == nil
+	})
+	exchange(t, m, 2, 1, "after")
+
+	for name, err := range map[string]error{
+		"short":     m.Node(0).SetPSK(key[1:], 3),
+		"ambiguous": m.Node(0).SetPSK(make([]byte, 32), 2),
+	} {
+		if !errors.Is(err, conduit.ErrConfig) {
+			t.Errorf("%s key: %v, want ErrConfig", name, err)
+		}
+	}
+	set(0) // again changes nothing
+}
+
 func TestClose(t *testing.T) {
 	m := conduittest.NewMesh(t, 1)
 	n := m.Node(0)

@@ -24,8 +24,8 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/policy"
 )
 
-// Config is what an Engine is made of. All fields but PSK, Rehandshake and
-// STUNServers are required.
+// Config is what an Engine is made of. All fields but PSK, PSKBefore,
+// Rehandshake and STUNServers are required.
 type Config struct {
 	Keys  *identity.Keys
 	Chain [][]byte
@@ -33,7 +33,9 @@ type Config struct {
 	// PSK returns the pre-shared key of an epoch; nil for a mesh without.
 	PSK      func(epoch uint8) []byte
 	PSKEpoch uint8
-	Suites   []wire.Suite
+	// PSKBefore is session.Config's.
+	PSKBefore func() (epoch uint8, ok bool)
+	Suites    []wire.Suite
 	// Rehandshake is the age at which keys are replaced; zero means one hour,
 	// negative never.
 	Rehandshake time.Duration
@@ -51,7 +53,7 @@ type Config struct {
 
 // Engine is the control side of a node.
 type Engine struct {
-	cfg Config // set once in New, but for Chain, which run owns
+	cfg Config // set once in New, but for Chain and PSKEpoch, which run owns
 
 	box        mailbox
 	background sync.WaitGroup // agents that are closing
@@ -359,6 +361,16 @@ func (e *Engine) SetChain(chain [][]byte) {
 		e.cfg.Chain = chain
 		for _, p := range e.peers {
 			p.machine.SetChain(chain)
+		}
+	})
+}
+
+// SetPSKEpoch changes the epoch that handshakes use from now on.
+func (e *Engine) SetPSKEpoch(epoch uint8) {
+	e.box.post(func() {
+		e.cfg.PSKEpoch = epoch
+		for _, p := range e.peers {
+			p.machine.SetPSKEpoch(epoch)
 		}
 	})
 }

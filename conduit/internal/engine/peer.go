@@ -75,7 +75,7 @@ func newPeer(e *Engine, info *registry.Peer) *peer {
 		Keys: e.cfg.Keys, Chain: e.cfg.Chain, Roots: e.cfg.Roots,
 		Peer: info.ID, PeerEd25519: info.Ed25519, PeerX25519: info.X25519,
 		Denied: func(c *identity.Certificate) bool { return e.denied.certificate(c, time.Now()) },
-		PSK:    e.cfg.PSK, PSKEpoch: e.cfg.PSKEpoch, Suites: e.cfg.Suites, Indexes: e.cfg.Dataplane,
+		PSK:    e.cfg.PSK, PSKEpoch: e.cfg.PSKEpoch, PSKBefore: e.cfg.PSKBefore, Suites: e.cfg.Suites, Indexes: e.cfg.Dataplane,
 		NewICE: func() wire.ICE {
 			ufrag, pwd := ice.NewCredentials()
 			return wire.ICE{Ufrag: ufrag, Pwd: pwd}

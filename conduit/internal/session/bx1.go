@@ -27,6 +27,7 @@ type initiator struct {
 	sid     wire.SID
 	index   uint32
 	ice     wire.ICE
+	epoch   uint8 // of the PSK
 	eph     *ecdh.PrivateKey
 	kem     *mlkem.DecapsulationKey768
 	invite  []byte
@@ -34,12 +35,12 @@ type initiator struct {
 }
 
 // newInitiator makes M1.
-func newInitiator(cfg *Config, now time.Time) (*initiator, error) {
+func newInitiator(cfg *Config, epoch uint8, now time.Time) (*initiator, error) {
 	// A mesh with a PSK never falls back to none.
-	if cfg.PSK != nil && cfg.psk(cfg.PSKEpoch) == nil {
-		return nil, fmt.Errorf("no pre-shared key of epoch %d", cfg.PSKEpoch)
+	if cfg.PSK != nil && cfg.psk(epoch) == nil {
+		return nil, fmt.Errorf("no pre-shared key of epoch %d", epoch)
 	}
-	a := &initiator{cfg: cfg, started: now}
+	a := &initiator{cfg: cfg, epoch: epoch, started: now}
 	_, _ = rand.Read(a.sid[:]) // never fails since Go 1.24
 	var err error
 	if a.eph, err = ecdh.X25519().GenerateKey(rand.Reader); err != nil {
@@ -50,7 +51,7 @@ func newInitiator(cfg *Config, now time.Time) (*initiator, error) {
 	}
 	a.index, a.ice = cfg.Indexes.Reserve(), cfg.NewICE() // nothing fails from here on
 	m := wire.Invite{
-		SID: a.sid, Index: a.index, Suites: cfg.Suites, Caps: cfg.Caps, PSKEpoch: cfg.PSKEpoch,
+		SID: a.sid, Index: a.index, Suites: cfg.Suites, Caps: cfg.Caps, PSKEpoch: epoch,
 		From: cfg.Keys.ID(), To: cfg.Peer, Chain: cfg.Chain,
 	}
 	copy(m.X25519[:], a.eph.PublicKey().Bytes())
@@ -88,7 +89,7 @@ func (a *initiator) offer(b []byte, now time.Time) (*Established, []byte, error)
 		clear(z)
 	}
 	th := transcript(m.Suite, a.invite, m.AppendClear(nil))
-	s := newSchedule(m.Suite, a.cfg.psk(a.cfg.PSKEpoch), ikm, th)
+	s := newSchedule(m.Suite, a.cfg.psk(a.epoch), ikm, th)
 	clear(ikm)
 	defer s.erase()
 	plain, err := openOnce(m.Suite, s.hsB, 0, m.Sealed, m.AppendClear(nil))

@@ -44,7 +44,7 @@ func Seen(m *Machine) int { return len(m.seen) }
 // ReplayOffer is what A does with an offer, with the ephemeral keys and ICE
 // credentials of an invite that was made before.
 func ReplayOffer(cfg *Config, invite []byte, eph *ecdh.PrivateKey, kem *mlkem.DecapsulationKey768, ice wire.ICE, offer []byte, now time.Time) (*Established, []byte, error) {
-	a := &initiator{cfg: cfg, eph: eph, kem: kem, invite: invite, ice: ice, started: now}
+	a := &initiator{cfg: cfg, epoch: cfg.PSKEpoch, eph: eph, kem: kem, invite: invite, ice: ice, started: now}
 	_, a.sid, _ = wire.ParseMsgHeader(invite)
 	return a.offer(offer, now)
 }

@@ -44,8 +44,8 @@ type Indexes interface {
 	Release(uint32)
 }
 
-// Config describes one pair of peers. All fields but PSK, PSKEpoch, Denied and Caps are
-// required.
+// Config describes one pair of peers. All fields but PSK, PSKEpoch, PSKBefore,
+// Denied and Caps are required.
 type Config struct {
 	Keys *identity.Keys
 	// Chain is our certificate chain without the root.
@@ -60,6 +60,9 @@ type Config struct {
 	// func means a mesh without PSK.
 	PSK      func(epoch uint8) []byte
 	PSKEpoch uint8
+	// PSKBefore returns the epoch before PSKEpoch while that still counts, for a peer
+	// that has not got the new key yet. It may be nil.
+	PSKBefore func() (epoch uint8, ok bool)
 	// Denied reports whether a certificate that is otherwise good is shut out; nil
 	// means none is.
 	Denied func(*identity.Certificate) bool
@@ -127,6 +130,7 @@ type Machine struct {
 	retry    time.Duration
 	lastErr  error
 	lastTry  time.Time // last knock that was answered
+	behind   bool      // the peer has not got the new PSK yet
 	attempt  *initiator
 	half     []*responder
 	seen     map[[32]byte]time.Time
@@ -151,6 +155,9 @@ func (m *Machine) Ready() []Output {
 // SetChain replaces our certificate chain for handshakes from now on.
 func (m *Machine) SetChain(chain [][]byte) { m.cfg.Chain = chain }
 
+// SetPSKEpoch changes the epoch for handshakes that begin from now on.
+func (m *Machine) SetPSKEpoch(epoch uint8) { m.cfg.PSKEpoch = epoch }
+
 // Connecting reports whether a Connect is under way.
 func (m *Machine) Connecting() bool { return !m.wanted.IsZero() }
 
@@ -159,7 +166,7 @@ func (m *Machine) Connect(now time.Time) {
 	if m.Connecting() {
 		return
 	}
-	m.wanted, m.retry, m.lastErr = now, firstRetry, nil
+	m.wanted, m.retry, m.lastErr, m.behind = now, firstRetry, nil, false
 	m.try(now)
 }
 
@@ -180,7 +187,13 @@ func (m *Machine) try(now time.Time) {
 		return
 	}
 	m.dropAttempt()
-	a, err := newInitiator(&m.cfg, now)
+	epoch := m.cfg.PSKEpoch
+	if m.behind && m.cfg.PSKBefore != nil {
+		if before, ok := m.cfg.PSKBefore(); ok {
+			epoch = before
+		}
+	}
+	a, err := newInitiator(&m.cfg, epoch, now)
 	if err != nil {
 		m.fail(err)
 		return
@@ -317,7 +330,7 @@ func (m *Machine) Step(b []byte, now time.Time) error {
 	case wire.MsgKnock:
 		return m.knock(b, now)
 	case wire.MsgReject:
-		return m.reject(b, sid)
+		return m.reject(b, sid, now)
 	case wire.MsgCandidates:
 		for _, e := range m.sessions {
 			if e.SID != sid {
@@ -412,7 +425,7 @@ func (m *Machine) knock(b []byte, now time.Time) error {
 	return nil
 }
 
-func (m *Machine) reject(b []byte, sid wire.SID) error {
+func (m *Machine) reject(b []byte, sid wire.SID, now time.Time) error {
 	var r wire.Reject
 	if err := r.Parse(b); err != nil {
 		return err
@@ -422,6 +435,13 @@ func (m *Machine) reject(b []byte, sid wire.SID) error {
 	}
 	if !verify(m.cfg.PeerEd25519, "reject", hashAll(r.AppendUnsigned(nil)), r.Sig[:]) {
 		return refuse("bad signature in reject")
+	}
+	if r.Reason == wire.RejectPSKEpoch && !m.behind && m.cfg.PSKBefore != nil {
+		if _, ok := m.cfg.PSKBefore(); ok {
+			m.behind = true
+			m.try(now)
+			return nil
+		}
 	}
 	why, ok := map[uint8]string{
 		wire.RejectSuite: "no cipher in common", wire.RejectPSKEpoch: "peer does not know the pre-shared key epoch",

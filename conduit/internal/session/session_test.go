@@ -239,6 +239,22 @@ func TestPSK(t *testing.T) {
 	if len(p.lo.failed) != 1 || !strings.Contains(p.lo.failed[0].Error(), "epoch") {
 		t.Errorf("unknown epoch: %v", p.lo.failed)
 	}
+	if len(p.hi.est) != 0 {
+		t.Error("unknown epoch: established")
+	}
+	// While the mesh changes its key, the one before will do for who is behind.
+	p = newPair(t, func(lo, _ *session.Config) {
+		lo.PSK = func(epoch uint8) []byte { return bytes.Repeat([]byte{8 + 2 - epoch}, 32) }
+		lo.PSKEpoch, lo.PSKBefore = 2, func() (uint8, bool) { return 1, true }
+	})
+	p.lo.connect(p.now)
+	p.run()
+	p.agreed()
+	p = newPair(t, nil) // the key changes between invite and offer
+	p.lo.connect(p.now)
+	p.lo.m.SetPSKEpoch(2)
+	p.run()
+	p.agreed()
 	for name, change := range map[string]func(lo, hi *session.Config){
 		"only lower":  func(_, hi *session.Config) { hi.PSK = nil },
 		"only higher": func(lo, _ *session.Config) { lo.PSK = nil },
