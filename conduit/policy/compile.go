@@ -22,6 +22,20 @@ type selector struct {
 
 type selectors []selector
 
+// selector reads one word; a role stands for its members.
+func (b *book) selector(word string) (selectors, error) {
+	if name, ok := strings.CutPrefix(word, "role:"); ok {
+		for i := range b.roles {
+			if b.roles[i].name == name {
+				return b.roles[i].members, nil
+			}
+		}
+		return nil, fmt.Errorf("selector %q: no such role", word)
+	}
+	s, err := parseSelector(word)
+	return selectors{s}, err
+}
+
 func parseSelector(s string) (selector, error) {
 	kind, val, _ := strings.Cut(s, ":")
 	switch {
@@ -41,7 +55,7 @@ func parseSelector(s string) (selector, error) {
 		}
 		return selector{id: id}, nil
 	}
-	return selector{}, fmt.Errorf("selector %q: want *, name:NAME, tag:TAG or node:PEERID", s)
+	return selector{}, fmt.Errorf("selector %q: want *, name:NAME, tag:TAG, role:ROLE or node:PEERID", s)
 }
 
 func (s *selector) matches(n *Subject) bool {
@@ -123,7 +137,7 @@ func (b *body) matchesAnyPort(p proto, lane Lane) bool {
 
 // everything reports whether the body matches every packet.
 func (b *body) everything() bool {
-	return b.proto == protoAny && len(b.ports) == 0 && b.lanes == 1<<packet.NumLanes-1
+	return b.proto == protoAny && len(b.ports) == 0 && b.lanes == allLanes
 }
 
 type compiled struct {
@@ -132,7 +146,19 @@ type compiled struct {
 }
 
 // book is a document's rules, compiled once for all nodes.
-type book struct{ guards, allow []bookRule }
+type book struct {
+	guards, allow []bookRule
+	roles         []bookRole
+}
+
+type bookRole struct {
+	name    string
+	members selectors
+	// confines tells whether the role is a sandbox; lanes are what it may publish.
+	confines bool
+	lanes    uint8
+	limits   [packet.NumLanes]Limit
+}
 
 type bookRule struct {
 	compiled
@@ -143,6 +169,18 @@ type bookRule struct {
 // a guard would allow.
 func (d *Document) compile() (*book, error) {
 	b := new(book)
+	for i := range d.Roles {
+		r, err := d.Roles[i].compile()
+		if err != nil {
+			return nil, fmt.Errorf("role %q: %w", d.Roles[i].Name, err)
+		}
+		for j := range b.roles {
+			if b.roles[j].name == r.name {
+				return nil, fmt.Errorf("role %q is there twice", r.name)
+			}
+		}
+		b.roles = append(b.roles, r)
+	}
 	for _, k := range []struct {
 		kind  string
 		rules []Rule
@@ -150,7 +188,7 @@ func (d *Document) compile() (*book, error) {
 	}{{"guard", d.Guards, &b.guards}, {"allow", d.Allow, &b.allow}} {
 		for i := range k.rules {
 			name := k.rules[i].name(k.kind, i)
-			c, err := k.rules[i].compile()
+			c, err := k.rules[i].compile(b)
 			if err != nil {
 				return nil, fmt.Errorf("%s rule %q: %w", k.kind, name, err)
 			}
@@ -167,7 +205,7 @@ func validID(s string) bool {
 		strings.Trim(s, digits+"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ._-") == ""
 }
 
-func (r *Rule) compile() (c compiled, err error) {
+func (r *Rule) compile(b *book) (c compiled, err error) {
 	if r.ID != "" && !validID(r.ID) {
 		return c, errors.New("id: want at most 64 of A-Z a-z 0-9 . _ -, not digits alone")
 	}
@@ -180,11 +218,11 @@ func (r *Rule) compile() (c compiled, err error) {
 			return c, fmt.Errorf("%s has %d selectors, want 1 to %d", side.what, len(side.words), MaxSelectors)
 		}
 		for _, w := range side.words {
-			s, err := parseSelector(w)
+			s, err := b.selector(w)
 			if err != nil {
 				return c, err
 			}
-			*side.out = append(*side.out, s)
+			*side.out = append(*side.out, s...)
 		}
 	}
 	if c.body.proto, err = parseProto(r.Proto); err != nil {
@@ -208,14 +246,21 @@ func (r *Rule) compile() (c compiled, err error) {
 		}
 		c.body.ports = append(c.body.ports, portRange{uint16(l), uint16(h)})
 	}
-	for _, l := range r.Lanes {
-		if l >= packet.NumLanes {
-			return c, fmt.Errorf("unknown %s", l)
-		}
-		c.body.lanes |= 1 << l
-	}
+	c.body.lanes, err = laneMask(r.Lanes)
 	if len(r.Lanes) == 0 {
-		c.body.lanes = 1<<packet.NumLanes - 1
+		c.body.lanes = allLanes
 	}
-	return c, nil
+	return c, err
+}
+
+const allLanes = 1<<packet.NumLanes - 1
+
+func laneMask(lanes []Lane) (mask uint8, err error) {
+	for _, l := range lanes {
+		if l >= packet.NumLanes {
+			return 0, fmt.Errorf("unknown %s", l)
+		}
+		mask |= 1 << l
+	}
+	return mask, nil
 }

@@ -10,7 +10,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
@@ -32,6 +31,7 @@ const (
 	MaxRules     = 4096
 	MaxSelectors = 256
 	MaxTests     = 4096
+	MaxRoles     = 256
 )
 
 // ErrDocument is returned for a document that cannot be put into force.
@@ -44,6 +44,8 @@ type Document struct {
 	Allow   []Rule `json:"allow,omitempty"`
 	// Guards deny what they match; nothing overrides them.
 	Guards []Rule `json:"guards,omitempty"`
+	// Roles name groups of nodes and confine what they may publish.
+	Roles []Role `json:"roles,omitempty"`
 	// Tests must hold for the document to be activated.
 	Tests []Test `json:"tests,omitempty"`
 }
@@ -53,8 +55,8 @@ type Rule struct {
 	// ID names the rule in counters and explanations; empty means its place. At
 	// most 64 of A-Z a-z 0-9 . _ -, not digits alone, once in a document.
 	ID string `json:"id,omitempty"`
-	// Src and Dst are selectors: "*", "name:NAME", "tag:TAG" or "node:PEERID".
-	// Any one that matches is enough.
+	// Src and Dst are selectors: "*", "name:NAME", "tag:TAG", "role:ROLE" or
+	// "node:PEERID". Any one that matches is enough.
 	Src []string `json:"src"`
 	Dst []string `json:"dst"`
 	// Proto is any (also empty), icmp (of either IP version), tcp or udp.
@@ -64,6 +66,30 @@ type Rule struct {
 	Ports []string `json:"ports,omitempty"`
 	// Lanes none means all. Replies too must come on a lane that is allowed.
 	Lanes []Lane `json:"lanes,omitempty"`
+}
+
+// Role is a name for nodes, and a sandbox where Publish is there. Roles never
+// allow anything: that is for the rules.
+type Role struct {
+	// Name is as a tag's, once in a document.
+	Name string `json:"name"`
+	// Members are selectors; "role:" is not among them.
+	Members []string `json:"members"`
+	// Publish are the lanes on which members may begin flows. Left out, the role
+	// confines nobody; empty, its members may begin nothing.
+	Publish []Lane `json:"publish,omitzero"`
+	// Budgets limit what a member sends on lanes that Publish names.
+	Budgets map[Lane]Limit `json:"budgets,omitempty"`
+}
+
+// Limit is a rate with its burst; zero fields mean no limit, for a burst: what
+// the rate gives in 100 ms, at least one packet.
+type Limit struct {
+	PacketsPerSecond uint64 `json:"packets_per_second,omitempty"`
+	BurstPackets     uint64 `json:"burst_packets,omitempty"`
+	// Bits are those of the inner packets.
+	BitsPerSecond uint64 `json:"bits_per_second,omitempty"`
+	BurstBits     uint64 `json:"burst_bits,omitempty"`
 }
 
 // Test states what the policy must decide.
@@ -80,6 +106,9 @@ type Test struct {
 	// Want is allow or deny.
 	Want string `json:"want"`
 }
+
+// ParseLane reads "critical", "telemetry" or "bulk".
+func ParseLane(s string) (Lane, error) { return packet.ParseLane(s) }
 
 // Subject is a node to which rules apply.
 type Subject struct {
@@ -129,6 +158,9 @@ func checkKeys(dec *json.Decoder) error {
 	if err != nil {
 		return err
 	}
+	if tok == nil {
+		return errors.New("null: leave the key out instead")
+	}
 	delim, ok := tok.(json.Delim)
 	if !ok {
 		return nil
@@ -155,7 +187,9 @@ func checkKeys(dec *json.Decoder) error {
 }
 
 var keys = []string{
-	"version", "allow", "guards", "tests",
+	"version", "allow", "guards", "roles", "tests",
+	"name", "members", "publish", "budgets", "critical", "telemetry", "bulk",
+	"packets_per_second", "burst_packets", "bits_per_second", "burst_bits",
 	"id", "src", "dst", "proto", "ports", "lanes", "port", "lane", "want",
 }
 
@@ -176,7 +210,11 @@ func (d *Document) Validate() error {
 	if len(d.Allow)+len(d.Guards) > MaxRules || len(d.Tests) > MaxTests {
 		return fmt.Errorf("%w: more than %d rules or %d tests", ErrDocument, MaxRules, MaxTests)
 	}
-	if _, err := d.compile(); err != nil {
+	if len(d.Roles) > MaxRoles {
+		return fmt.Errorf("%w: more than %d roles", ErrDocument, MaxRoles)
+	}
+	b, err := d.compile()
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrDocument, err)
 	}
 	seen := map[string]bool{}
@@ -188,8 +226,8 @@ func (d *Document) Validate() error {
 	}
 	for i, t := range d.Tests {
 		p, errP := parseProto(t.Proto)
-		_, errS := parseSelector(t.Src)
-		_, errD := parseSelector(t.Dst)
+		_, errS := b.selector(t.Src)
+		_, errD := b.selector(t.Dst)
 		if err := errors.Join(errP, errS, errD); err != nil {
 			return fmt.Errorf("%w: test %d: %w", ErrDocument, i+1, err)
 		}
@@ -216,99 +254,4 @@ func (r *Rule) name(kind string, i int) string {
 		return "guard:" + n
 	}
 	return n
-}
-
-// Check runs the document's tests against nodes. The error names each test that
-// does not hold, and each that matches no node.
-func (d *Document) Check(nodes []Subject) error {
-	b, err := d.compile()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrDocument, err)
-	}
-	var errs []error
-	for i, t := range d.Tests {
-		ran := false
-		for _, src := range match(nodes, t.Src) {
-			for _, dst := range match(nodes, t.Dst) {
-				if src.ID == dst.ID {
-					continue
-				}
-				ran = true
-				got := b.explain(src, dst, t.Proto, t.Port, t.Lane)
-				if got.Allow != (t.Want == "allow") {
-					errs = append(errs, fmt.Errorf("test %d: %s to %s: want %s, %s", i+1, src.Name, dst.Name, t.Want, got.Why))
-				}
-			}
-		}
-		if !ran {
-			errs = append(errs, fmt.Errorf("test %d: %s to %s matches no two nodes", i+1, t.Src, t.Dst))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func match(nodes []Subject, sel string) (out []Subject) {
-	s, err := parseSelector(sel)
-	if err != nil {
-		return nil
-	}
-	for _, n := range nodes {
-		if s.matches(&n) {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
-// Decision is the answer for one flow and its reason.
-type Decision struct {
-	Allow bool
-	// Rule is what decided; "no rule" where none matched.
-	Rule string
-	// Why is one sentence.
-	Why string
-}
-
-// NoRule is the name under which default denials are counted.
-const NoRule = "no rule"
-
-// Explain decides about a new flow from src to dst and says why. An empty proto
-// stands for one that only rules with proto any match.
-func (d *Document) Explain(src, dst Subject, proto string, port uint16, lane Lane) Decision {
-	b, err := d.compile()
-	if err != nil {
-		return Decision{Rule: NoRule, Why: err.Error()}
-	}
-	return b.explain(src, dst, proto, port, lane)
-}
-
-func (b *book) explain(src, dst Subject, proto string, port uint16, lane Lane) Decision {
-	p, err := parseProto(proto)
-	if err != nil {
-		return Decision{Rule: NoRule, Why: err.Error()}
-	}
-	words := []string{src.Name + " to " + dst.Name}
-	if proto != "" {
-		words = append(words, proto)
-	}
-	if p == protoTCP || p == protoUDP {
-		words[len(words)-1] += " port " + strconv.Itoa(int(port))
-	}
-	flow := strings.Join(append(words, "lane "+lane.String()), ", ")
-	hit := func(rules []bookRule) (string, bool) {
-		for i := range rules {
-			c := &rules[i]
-			if c.src.matches(&src) && c.dst.matches(&dst) && c.body.matches(p, port, true, lane) {
-				return c.name, true
-			}
-		}
-		return "", false
-	}
-	if name, ok := hit(b.guards); ok {
-		return Decision{Rule: name, Why: fmt.Sprintf("denied by %s: %s", name, flow)}
-	}
-	if name, ok := hit(b.allow); ok {
-		return Decision{Allow: true, Rule: name, Why: fmt.Sprintf("allowed by rule %s: %s", name, flow)}
-	}
-	return Decision{Rule: NoRule, Why: "denied, since no rule allows it: " + flow}
 }

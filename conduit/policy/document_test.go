@@ -281,6 +281,8 @@ func FuzzParseDocument(f *testing.F) {
 	f.Add([]byte(rule(`"proto":"tcp","ports":["1-2"],"lanes":["bulk"],"id":"x"`)))
 	f.Add([]byte(test(`"proto":"udp","port":1,"want":"deny"`)))
 	f.Add([]byte(`{"version":1,"guards":[{"src":["tag:a"],"dst":["name:b"]}]} x`))
+	f.Add([]byte(role(`,"publish":["bulk"],"budgets":{"bulk":{"packets_per_second":1,"burst_packets":1,"bits_per_second":1,"burst_bits":16000}}`)))
+	f.Add([]byte(role(`,"publish":[]`)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d, err := Parse(b)
 		if err != nil {
@@ -305,5 +307,18 @@ func FuzzParseDocument(f *testing.F) {
 		d.Explain(nodes[0], nodes[1], "tcp", 22, Bulk)
 		e := NewEngine(nodes[0])
 		e.Apply(d, nodes[1:])
+		e.SpendOutbound(Bulk, 100, 1)
+		if _, _, err := d.Reach(nodes); err != nil {
+			t.Fatal(err)
+		}
+		if same, err := Diff(d, again, nodes); err != nil || len(same.Rules)+len(same.Reach) > 0 {
+			t.Fatalf("differs from itself: %+v, %v", same, err)
+		}
+		if _, err := Diff(d, Default(), nodes); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.BudgetFor(nodes[0], Bulk); err != nil {
+			t.Fatal(err)
+		}
 	})
 }

@@ -17,11 +17,14 @@ import (
 type Engine struct {
 	flows flowTable
 
+	// own limits what this node sends, nil where nothing does.
+	own atomic.Pointer[buckets]
+
 	mu    sync.Mutex // guards the rest
 	self  Subject
-	book  *book // nil before the first Apply
+	plan  *plan // nil before the first Apply
 	nodes map[identity.PeerID]Subject
-	peers map[identity.PeerID]*PeerRules
+	peers handles
 	names []string // of rules, by number; grows, never reordered
 	index map[string]int32
 	// denied counts by rule number.
@@ -29,19 +32,23 @@ type Engine struct {
 }
 
 // PeerRules is what the policy says of one peer. It stays the same pointer while
-// the policy changes, so the packet path looks it up once per peer.
+// the policy changes, so the packet path looks it up once per peer. Whoever holds
+// one of a peer that left is denied, and allowed again if the peer comes back.
 type PeerRules struct {
 	table atomic.Pointer[peerTable]
+	in    atomic.Pointer[buckets] // for what the peer sends; nil where nothing limits it
 }
 
-// peerTable is compiled for one peer and one direction each. It is immutable.
+// peerTable is compiled for one kind of peers, both directions. It is immutable.
 type peerTable struct {
 	out, in ruleSet
 	free    bool // everything is allowed both ways, no flow needs remembering
+	// budgets limit what the peer sends; nil where nothing does.
+	budgets *[packet.NumLanes]Budget
 }
 
 type ruleSet struct {
-	guards, allow []numbered
+	guards, allow []*numbered
 }
 
 type numbered struct {
@@ -65,7 +72,7 @@ type Verdict struct {
 // NewEngine returns the engine of the node self.
 func NewEngine(self Subject) *Engine {
 	e := &Engine{
-		self: self, peers: map[identity.PeerID]*PeerRules{},
+		self: self, peers: newHandles(),
 		names: []string{NoRule}, index: map[string]int32{NoRule: ruleNone},
 	}
 	e.denied.Store(&[]*atomic.Uint64{new(atomic.Uint64)})
@@ -82,21 +89,13 @@ func (e *Engine) Apply(doc *Document, peers []Subject) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.book = b
-	names := make([]string, 0, len(b.guards))
-	for i := range b.guards {
-		names = append(names, b.guards[i].name)
-	}
-	for i := range b.allow {
-		names = append(names, b.allow[i].name)
-	}
-	e.numberLocked(names)
+	e.planLocked(b)
 	e.peersLocked(peers, true)
 }
 
-// SetPeers changes who is in the mesh; rules are expanded anew for peers that
-// are new or whose name or tags changed, others keep what they have. A peer that
-// is no longer there is denied at once.
+// SetPeers changes who is in the mesh. Only peers that are new or whose name or
+// tags changed are looked at, and rules are expanded only for a kind of peer that
+// was not there before. A peer that is no longer there is denied at once.
 func (e *Engine) SetPeers(peers []Subject) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -110,7 +109,7 @@ func (e *Engine) SetSelf(self Subject) {
 	defer e.mu.Unlock()
 	if e.setSelfLocked(self) {
 		for id, peer := range e.nodes {
-			e.peers[id].table.Store(e.tableLocked(&peer))
+			e.setLocked(e.peers.present[id], &peer)
 		}
 	}
 }
@@ -119,16 +118,7 @@ func (e *Engine) SetSelf(self Subject) {
 func (e *Engine) Peer(id identity.PeerID) *PeerRules {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.peerLocked(id)
-}
-
-func (e *Engine) peerLocked(id identity.PeerID) *PeerRules {
-	p := e.peers[id]
-	if p == nil {
-		p = new(PeerRules)
-		e.peers[id] = p
-	}
-	return p
+	return e.peers.get(id)
 }
 
 func (e *Engine) setSelfLocked(self Subject) (changed bool) {
@@ -137,6 +127,9 @@ func (e *Engine) setSelfLocked(self Subject) (changed bool) {
 	}
 	self.Tags = slices.Clone(self.Tags)
 	e.self = self
+	if e.plan != nil {
+		e.planLocked(e.plan.book)
+	}
 	return true
 }
 
@@ -158,39 +151,26 @@ func (e *Engine) peersLocked(peers []Subject, all bool) {
 	for id, peer := range e.nodes {
 		was, ok := old[id]
 		if all || !ok || !was.equal(&peer) {
-			e.peerLocked(id).table.Store(e.tableLocked(&peer))
+			e.setLocked(e.peers.arrive(id), &peer)
 		}
 	}
 	for id := range old {
 		if _, ok := e.nodes[id]; !ok {
-			e.peers[id].table.Store(nil)
+			e.peers.leave(id)
 		}
 	}
 }
 
-func (e *Engine) tableLocked(peer *Subject) *peerTable {
-	if e.book == nil {
-		return nil
+// setLocked puts the rules for peer into its handle.
+func (e *Engine) setLocked(p *PeerRules, peer *Subject) {
+	var t *peerTable
+	var budgets *[packet.NumLanes]Budget
+	if e.plan != nil {
+		t = e.plan.table(peer)
+		budgets = t.budgets
 	}
-	t := new(peerTable)
-	for _, dir := range []struct {
-		set      *ruleSet
-		src, dst *Subject
-	}{{&t.out, &e.self, peer}, {&t.in, peer, &e.self}} {
-		dir.set.guards = e.expandLocked(e.book.guards, dir.src, dir.dst)
-		dir.set.allow = e.expandLocked(e.book.allow, dir.src, dir.dst)
-	}
-	t.free = t.out.everything() && t.in.everything()
-	return t
-}
-
-func (e *Engine) expandLocked(rules []bookRule, src, dst *Subject) (out []numbered) {
-	for i := range rules {
-		if r := &rules[i]; r.src.matches(src) && r.dst.matches(dst) {
-			out = append(out, numbered{r.body, e.index[r.name]})
-		}
-	}
-	return out
+	p.in.Store(e.bucketsLocked(p.in.Load(), budgets))
+	p.table.Store(t)
 }
 
 func (s *ruleSet) everything() bool {
@@ -265,7 +245,7 @@ func (e *Engine) decide(p *PeerRules, info *packet.Info, lane Lane, now int64, o
 // judge decides about a packet of a flow to port by the rules alone.
 func (s *ruleSet) judge(kind proto, port uint16, hasPort, later bool, lane Lane) (rule int32, allow bool) {
 	for i := range s.guards {
-		g := &s.guards[i]
+		g := s.guards[i]
 		// The ports of a later fragment are unknown and might be those that the
 		// guard is for.
 		if g.body.matches(kind, port, hasPort, lane) || later && g.body.matchesAnyPort(kind, lane) {
