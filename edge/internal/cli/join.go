@@ -27,6 +27,7 @@ func (a *App) joinCommand() *cli.Command {
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the node: a DNS label in lower case (default: the hub chooses)"},
 			&cli.BoolFlag{Name: "force", Usage: "replace the identity that is there"},
 			&cli.StringFlag{Name: "token-file", Usage: "read the token from `FILE`, and leave TOKEN out"},
+			&cli.StringFlag{Name: "proxy", Usage: "HTTP proxy `URL` to the hub, kept for the node; or none (default: HTTPS_PROXY and NO_PROXY, each time)"},
 			&cli.StringFlag{Name: "psk-file", Usage: "`FILE` with the mesh's pre-shared key, where the hub does not have it"},
 		},
 		Action: a.join,
@@ -45,6 +46,7 @@ func (a *App) join(c *cli.Context) error {
 	res, err := join.Run(c.Context, join.Config{
 		Token: token, HubURL: hubURL, Home: dir, Version: Version(),
 		Name: c.String("name"), Force: c.Bool("force"), PSKFile: c.String("psk-file"),
+		Proxy: c.String("proxy"),
 	})
 	if err != nil {
 		return err

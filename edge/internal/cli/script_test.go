@@ -66,6 +66,7 @@ func (n *fakeNode) Connect(_ context.Context, id identity.PeerID, progress func(
 }
 
 func (n *fakeNode) SetCertificate(*identity.Certificate) error { return nil }
+func (n *fakeNode) SetPSK([]byte, uint8) error                 { return nil }
 
 func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 	c := n.cfg.Certificate

@@ -42,7 +42,7 @@ var ErrConfig = errors.New("bad configuration")
 
 // Config is config.toml. `bauxite join` writes hub, node and psk.
 type Config struct {
-	Hub       Hub       `toml:"hub" comment:"The hub that this node belongs to."`
+	Hub       Hub       `toml:"hub" comment:"The hub that this node belongs to.\nproxy = \"http://host:port\" to reach it, or \"none\"; HTTPS_PROXY and NO_PROXY of the environment"`
 	Node      Node      `toml:"node" comment:"What the hub says of this node. The certificate says the same, and counts."`
 	PSK       PSK       `toml:"psk" comment:"The secret that all nodes of the mesh share."`
 	Tun       Tun       `toml:"tun" comment:"name = \"bauxite0\"; \"none\" for no interface\nmtu = 1350"`
@@ -54,6 +54,9 @@ type Config struct {
 type Hub struct {
 	// URL of the node port. Required.
 	URL string `toml:"url"`
+	// Proxy is the HTTP proxy that leads to the hub, as ParseProxy reads it; empty
+	// means HTTPS_PROXY and NO_PROXY of the environment, "none" means none.
+	Proxy string `toml:"proxy,omitempty"`
 }
 
 // Node is the node as the hub enrolled it. Required, but VirtualIP6.
@@ -158,6 +161,9 @@ func (c *Config) Validate() error {
 	}
 	if _, err := hub.ParseURL(c.Hub.URL); err != nil {
 		return bad("hub.url", "%v", err)
+	}
+	if _, err := ParseProxy(c.Hub.Proxy); err != nil {
+		return bad("hub.proxy", "%v", err)
 	}
 	n := c.Node
 	switch {

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit"
@@ -54,6 +55,7 @@ type Node interface {
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
 	Status(ctx context.Context) (*conduit.Status, error)
 	SetCertificate(c *identity.Certificate) error
+	SetPSK(psk []byte, epoch uint8) error
 	Close() error
 }
 
@@ -143,6 +145,10 @@ type daemon struct {
 	log *slog.Logger
 
 	renew *renewal
+	key   *meshKey
+
+	workers sync.WaitGroup
+	cancel  context.CancelFunc // ends workers
 
 	dev    tun.Device
 	node   Node
@@ -156,9 +162,14 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 		file: filepath.Join(d.cfg.Home, home.CertFile), cert: d.id.Certificate,
 	}
 	r.tls.Store(d.id.TLS())
+	d.key = &meshKey{
+		log: d.log.With("part", "meshkey"), news: make(chan uint32, 1), epoch: uint32(d.id.PSKEpoch),
+		store: func(psk []byte, epoch uint8) error { return home.StorePSK(d.cfg.Home, psk, epoch) },
+	}
 	link, err := hub.New(hub.Config{
-		URL: c.Hub.URL, Roots: d.id.Roots,
+		URL: c.Hub.URL, Roots: d.id.Roots, MeshKey: d.key.announce,
 		Certificate: func() (*tls.Certificate, error) { return r.tls.Load(), nil },
+		Proxy:       proxy,
 		Logger:      d.log.With("part", "hub"),
 	})
 	if err != nil {
@@ -181,7 +192,7 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 	}
 	d.node, err = deps.NewNode(conduit.Config{
 		Keys: d.id.Keys, Certificate: cert, Roots: d.id.Roots,
-		PSK: d.id.PSK, PSKEpoch: c.PSK.Epoch, Cipher: c.Transport.Cipher,
+		PSK: d.id.PSK, PSKEpoch: d.id.PSKEpoch, Cipher: c.Transport.Cipher,
 		Hub: link, Device: d.dev, Port: c.Transport.Port, STUNServers: c.STUN(),
 		MeshPrefixes: c.Node.MeshCIDRs, Logger: d.log.With("part", "conduit"),
 	})
@@ -194,7 +205,11 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 	}
 	r.ask, r.set, r.redial = link.Renew, d.node.SetCertificate, link.Redial
 	d.renew = r
-	r.start(context.WithoutCancel(ctx))
+	d.key.fetch, d.key.set = link.MeshKey, d.node.SetPSK
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	d.cancel = cancel
+	d.workers.Go(func() { r.run(run) })
+	d.workers.Go(func() { d.key.run(run) })
 	d.server, err = local.Serve(filepath.Join(d.cfg.Home, home.SocketFile), d, d.log.With("part", "local"))
 	return err
 }
@@ -204,8 +219,9 @@ func (d *daemon) stop() error {
 	done := make(chan error, 1)
 	go func() {
 		var errs []error
-		if d.renew != nil {
-			d.renew.stop()
+		if d.cancel != nil {
+			d.cancel()
+			d.workers.Wait()
 		}
 		if d.server != nil {
 			errs = append(errs, d.server.Close())

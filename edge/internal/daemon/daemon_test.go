@@ -42,6 +42,7 @@ func (n *fakeNode) Connect(context.Context, identity.PeerID, func(string)) error
 }
 
 func (n *fakeNode) SetCertificate(*identity.Certificate) error { return nil }
+func (n *fakeNode) SetPSK([]byte, uint8) error                 { return nil }
 
 func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 	c := n.cfg.Certificate

@@ -40,25 +40,9 @@ type renewal struct {
 	mu   sync.Mutex // guards the rest
 	last time.Time  // of the last renewal
 	err  error      // why the last try failed; nil after a success
-
-	cancel context.CancelFunc
-	done   chan struct{}
-}
-
-func (r *renewal) start(ctx context.Context) {
-	ctx, r.cancel = context.WithCancel(ctx)
-	r.done = make(chan struct{})
-	go r.run(ctx)
-}
-
-// stop ends the worker and waits for it.
-func (r *renewal) stop() {
-	r.cancel()
-	<-r.done
 }
 
 func (r *renewal) run(ctx context.Context) {
-	defer close(r.done)
 	at := due(r.cert.NotBefore, r.cert.NotAfter)
 	for failures := 0; ; {
 		if !sleepUntil(ctx, at) {

@@ -55,10 +55,13 @@ func TestRenewal(t *testing.T) {
 			set:    func(c *identity.Certificate) error { got <- c; return nil },
 			redial: func() { redialled++ },
 		}
-		r.start(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); r.run(ctx) }()
 		c := <-got
 		synctest.Wait()
-		r.stop()
+		cancel()
+		<-done
 		if asked != 3 || redialled != 1 {
 			t.Errorf("asked %d times and dialled anew %d times, want 3 and 1", asked, redialled)
 		}

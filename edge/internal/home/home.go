@@ -5,17 +5,13 @@
 package home
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -77,6 +73,7 @@ type Node struct {
 	Certificate *identity.Certificate
 	Roots       *x509.CertPool
 	PSK         []byte
+	PSKEpoch    uint8
 }
 
 // TLS returns what the node shows to the hub.
@@ -139,7 +136,7 @@ func Load(dir string, now time.Time) (*Node, error) {
 	if !filepath.IsAbs(psk) {
 		psk = filepath.Join(dir, psk)
 	}
-	if n.PSK, err = ReadPSK(psk); err != nil {
+	if n.PSK, n.PSKEpoch, err = loadPSK(psk, cfg.PSK.Epoch); err != nil {
 		return nil, err
 	}
 	return n, n.check(now)
@@ -174,30 +171,4 @@ func chain(name string) ([][]byte, error) {
 		return nil, fmt.Errorf("%w: %s: %w", ErrIdentity, name, err)
 	}
 	return der, nil
-}
-
-// ReadPSK reads a pre-shared key from a private file: 32 raw bytes, or their 64
-// hexadecimal or 44 base64 characters.
-func ReadPSK(name string) ([]byte, error) {
-	raw, err := identity.ReadSecret(name)
-	if err != nil {
-		return nil, fmt.Errorf("read pre-shared key: %w", err)
-	}
-	if len(raw) == 32 {
-		return raw, nil
-	}
-	s := strings.TrimSpace(string(raw))
-	for _, decode := range []func(string) ([]byte, error){hex.DecodeString, base64.StdEncoding.DecodeString} {
-		if b, err := decode(s); err == nil && len(b) == 32 {
-			return b, nil
-		}
-	}
-	return nil, fmt.Errorf("%w: %s: want 32 bytes, as they are or in hexadecimal or base64", ErrPSK, name)
-}
-
-func formatPSK(psk []byte) []byte {
-	var b bytes.Buffer
-	b.WriteString(hex.EncodeToString(psk))
-	b.WriteByte('\n')
-	return b.Bytes()
 }

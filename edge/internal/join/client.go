@@ -28,7 +28,9 @@ const maxAnswer = 64 << 10
 type client struct {
 	token identity.Token
 	url   *url.URL
-	dial  func(ctx context.Context, network, addr string) (net.Conn, error)
+	dial  dialer
+	// proxy picks an HTTP proxy; nil means none.
+	proxy func(*http.Request) (*url.URL, error)
 
 	// Known after the handshake.
 	root   *x509.Certificate
@@ -70,7 +72,8 @@ func (c *client) provision(ctx context.Context, req *dispatchv1.ProvisionRequest
 	return ans, nil
 }
 
-func (c *client) handshake(ctx context.Context) (*tls.Conn, error) {
+// connect opens a TCP connection to the hub, through the proxy where there is one.
+func (c *client) connect(ctx context.Context) (net.Conn, error) {
 	dial := c.dial
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
@@ -79,7 +82,22 @@ func (c *client) handshake(ctx context.Context) (*tls.Conn, error) {
 	if port == "" {
 		port = "443"
 	}
-	raw, err := dial(ctx, "tcp", net.JoinHostPort(c.url.Hostname(), port))
+	addr := net.JoinHostPort(c.url.Hostname(), port)
+	if c.proxy != nil {
+		switch proxy, err := c.proxy(&http.Request{URL: c.url}); {
+		case err != nil:
+			return nil, fmt.Errorf("pick a proxy: %w", err)
+		case proxy != nil:
+			pctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			return through(pctx, dial, proxy, addr)
+		}
+	}
+	return dial(ctx, "tcp", addr)
+}
+
+func (c *client) handshake(ctx context.Context) (*tls.Conn, error) {
+	raw, err := c.connect(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}

@@ -46,6 +46,8 @@ var (
 	ErrRefused = errors.New("the hub refused")
 	// ErrName: the wanted node name cannot be had.
 	ErrName = errors.New("bad node name")
+	// ErrProxy: Config.Proxy is none.
+	ErrProxy = errors.New("bad proxy")
 	// ErrAnswer: what the hub sent contradicts the token or our keys.
 	ErrAnswer = errors.New("the hub's answer is not valid")
 	// ErrNoPSK: the operator keeps the pre-shared key, and none was given.
@@ -64,6 +66,8 @@ type Config struct {
 	Force   bool   // replace an identity
 	PSKFile string // where the hub does not have the pre-shared key; empty otherwise
 	Version string // of this program, told to the hub
+	// Proxy is hub.proxy of config.toml, where it is written if it is not empty.
+	Proxy string
 	// DialContext replaces the dialler in tests; nil means net.Dialer.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -87,6 +91,9 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	}
 	if cfg.Name != "" && !identity.ValidName(cfg.Name) {
 		return nil, fmt.Errorf("%w: %q is no DNS label: use lower-case letters, digits and '-', at most 63", ErrName, cfg.Name)
+	}
+	if _, err := config.ParseProxy(cfg.Proxy); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrProxy, err)
 	}
 	var psk []byte
 	if cfg.PSKFile != "" {
@@ -115,7 +122,11 @@ func redeem(ctx context.Context, cfg Config, token identity.Token, u *url.URL, p
 		return nil, err
 	}
 	host, _ := os.Hostname()
-	c := &client{token: token, url: u, dial: cfg.DialContext}
+	proxy, err := config.ParseProxy(cfg.Proxy)
+	if err != nil {
+		return nil, err
+	}
+	c := &client{token: token, url: u, dial: cfg.DialContext, proxy: proxy}
 	ans, err := c.provision(ctx, &dispatchv1.ProvisionRequest{
 		Token: token.String(), Csr: csr, X25519PublicKey: st.Keys.X25519.PublicKey().Bytes(), Name: cfg.Name,
 		Facts: &dispatchv1.NodeFacts{Hostname: host, Os: runtime.GOOS, Arch: runtime.GOARCH, Version: cfg.Version},
@@ -137,7 +148,7 @@ func redeem(ctx context.Context, cfg Config, token identity.Token, u *url.URL, p
 	default:
 		return nil, fmt.Errorf("%w: pre-shared key of %d bytes", ErrAnswer, len(psk))
 	}
-	res.Config.Hub.URL = u.String()
+	res.Config.Hub.URL, res.Config.Hub.Proxy = u.String(), cfg.Proxy
 	text, err := res.Config.Marshal()
 	if err != nil {
 		return nil, err
