@@ -172,25 +172,25 @@ func (d *Document) compile() (*book, error) {
 	for i := range d.Roles {
 		r, err := d.Roles[i].compile()
 		if err != nil {
-			return nil, fmt.Errorf("role %q: %w", d.Roles[i].Name, err)
+			return nil, at(fmt.Errorf("role %q: %w", d.Roles[i].Name, err), "roles", i)
 		}
 		for j := range b.roles {
 			if b.roles[j].name == r.name {
-				return nil, fmt.Errorf("role %q is there twice", r.name)
+				return nil, at(fmt.Errorf("role %q is there twice", r.name), "roles", i, "name")
 			}
 		}
 		b.roles = append(b.roles, r)
 	}
 	for _, k := range []struct {
-		kind  string
-		rules []Rule
-		out   *[]bookRule
-	}{{"guard", d.Guards, &b.guards}, {"allow", d.Allow, &b.allow}} {
+		kind, key string
+		rules     []Rule
+		out       *[]bookRule
+	}{{"guard", "guards", d.Guards, &b.guards}, {"allow", "allow", d.Allow, &b.allow}} {
 		for i := range k.rules {
 			name := k.rules[i].name(k.kind, i)
 			c, err := k.rules[i].compile(b)
 			if err != nil {
-				return nil, fmt.Errorf("%s rule %q: %w", k.kind, name, err)
+				return nil, at(fmt.Errorf("%s rule %q: %w", k.kind, name, err), k.key, i)
 			}
 			*k.out = append(*k.out, bookRule{c, name})
 		}
@@ -207,7 +207,7 @@ func validID(s string) bool {
 
 func (r *Rule) compile(b *book) (c compiled, err error) {
 	if r.ID != "" && !validID(r.ID) {
-		return c, errors.New("id: want at most 64 of A-Z a-z 0-9 . _ -, not digits alone")
+		return c, at(errors.New("id: want at most 64 of A-Z a-z 0-9 . _ -, not digits alone"), "id")
 	}
 	for _, side := range []struct {
 		words []string
@@ -215,26 +215,26 @@ func (r *Rule) compile(b *book) (c compiled, err error) {
 		what  string
 	}{{r.Src, &c.src, "src"}, {r.Dst, &c.dst, "dst"}} {
 		if len(side.words) == 0 || len(side.words) > MaxSelectors {
-			return c, fmt.Errorf("%s has %d selectors, want 1 to %d", side.what, len(side.words), MaxSelectors)
+			return c, at(fmt.Errorf("%s has %d selectors, want 1 to %d", side.what, len(side.words), MaxSelectors), side.what)
 		}
-		for _, w := range side.words {
+		for i, w := range side.words {
 			s, err := b.selector(w)
 			if err != nil {
-				return c, err
+				return c, at(err, side.what, i)
 			}
 			*side.out = append(*side.out, s...)
 		}
 	}
 	if c.body.proto, err = parseProto(r.Proto); err != nil {
-		return c, err
+		return c, at(err, "proto")
 	}
 	if len(r.Ports) > 0 && c.body.proto != protoTCP && c.body.proto != protoUDP {
-		return c, errors.New("ports need proto tcp or udp")
+		return c, at(errors.New("ports need proto tcp or udp"), "ports")
 	}
 	if len(r.Ports) > MaxSelectors {
-		return c, fmt.Errorf("more than %d port ranges", MaxSelectors)
+		return c, at(fmt.Errorf("more than %d port ranges", MaxSelectors), "ports")
 	}
-	for _, text := range r.Ports {
+	for i, text := range r.Ports {
 		lo, hi, isRange := strings.Cut(text, "-")
 		if !isRange {
 			hi = lo
@@ -242,7 +242,7 @@ func (r *Rule) compile(b *book) (c compiled, err error) {
 		l, errL := strconv.ParseUint(lo, 10, 16)
 		h, errH := strconv.ParseUint(hi, 10, 16)
 		if errL != nil || errH != nil || l > h {
-			return c, fmt.Errorf("port %q: want a number or a range like 7400-7500", text)
+			return c, at(fmt.Errorf("port %q: want a number or a range like 7400-7500", text), "ports", i)
 		}
 		c.body.ports = append(c.body.ports, portRange{uint16(l), uint16(h)})
 	}
@@ -250,7 +250,7 @@ func (r *Rule) compile(b *book) (c compiled, err error) {
 	if len(r.Lanes) == 0 {
 		c.body.lanes = allLanes
 	}
-	return c, err
+	return c, at(err, "lanes")
 }
 
 const allLanes = 1<<packet.NumLanes - 1

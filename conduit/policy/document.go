@@ -202,44 +202,64 @@ func (d *Document) Marshal() []byte {
 	return append(b, '\n')
 }
 
-// Validate checks all that can be checked without knowing the nodes.
+// Validate checks all that can be checked without knowing the nodes. Errors about
+// one place in the document are a Problem.
 func (d *Document) Validate() error {
+	if err := d.validate(); err != nil {
+		return fmt.Errorf("%w: %w", ErrDocument, err)
+	}
+	return nil
+}
+
+func (d *Document) validate() error {
 	if d.Version != 1 {
-		return fmt.Errorf("%w: version %d, want 1", ErrDocument, d.Version)
+		return at(fmt.Errorf("version %d, want 1", d.Version), "version")
 	}
-	if len(d.Allow)+len(d.Guards) > MaxRules || len(d.Tests) > MaxTests {
-		return fmt.Errorf("%w: more than %d rules or %d tests", ErrDocument, MaxRules, MaxTests)
-	}
-	if len(d.Roles) > MaxRoles {
-		return fmt.Errorf("%w: more than %d roles", ErrDocument, MaxRoles)
+	if len(d.Allow)+len(d.Guards) > MaxRules || len(d.Tests) > MaxTests || len(d.Roles) > MaxRoles {
+		return fmt.Errorf("more than %d rules, %d tests or %d roles", MaxRules, MaxTests, MaxRoles)
 	}
 	b, err := d.compile()
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrDocument, err)
+		return err
 	}
 	seen := map[string]bool{}
-	for _, r := range slices.Concat(d.Allow, d.Guards) {
-		if r.ID != "" && seen[r.ID] {
-			return fmt.Errorf("%w: rule id %q is used twice", ErrDocument, r.ID)
+	for _, k := range []struct {
+		key   string
+		rules []Rule
+	}{{"allow", d.Allow}, {"guards", d.Guards}} {
+		for i := range k.rules {
+			id := k.rules[i].ID
+			if id != "" && seen[id] {
+				return at(fmt.Errorf("rule id %q is used twice", id), k.key, i, "id")
+			}
+			seen[id] = true
 		}
-		seen[r.ID] = true
 	}
-	for i, t := range d.Tests {
-		p, errP := parseProto(t.Proto)
-		_, errS := b.selector(t.Src)
-		_, errD := b.selector(t.Dst)
-		if err := errors.Join(errP, errS, errD); err != nil {
-			return fmt.Errorf("%w: test %d: %w", ErrDocument, i+1, err)
+	for i := range d.Tests {
+		if err := d.Tests[i].validate(b); err != nil {
+			return at(fmt.Errorf("test %d: %w", i+1, err), "tests", i)
 		}
-		if (p == protoTCP || p == protoUDP) != (t.Port != 0) {
-			return fmt.Errorf("%w: test %d: tcp and udp need a port, others have none", ErrDocument, i+1)
-		}
-		if t.Lane >= packet.NumLanes {
-			return fmt.Errorf("%w: test %d: %s", ErrDocument, i+1, t.Lane)
-		}
-		if t.Want != "allow" && t.Want != "deny" {
-			return fmt.Errorf("%w: test %d: want %q: must be allow or deny", ErrDocument, i+1, t.Want)
-		}
+	}
+	return nil
+}
+
+func (t *Test) validate(b *book) error {
+	if _, err := b.selector(t.Src); err != nil {
+		return at(err, "src")
+	}
+	if _, err := b.selector(t.Dst); err != nil {
+		return at(err, "dst")
+	}
+	p, err := parseProto(t.Proto)
+	switch {
+	case err != nil:
+		return at(err, "proto")
+	case (p == protoTCP || p == protoUDP) != (t.Port != 0):
+		return at(errors.New("tcp and udp need a port, others have none"), "port")
+	case t.Lane >= packet.NumLanes:
+		return at(fmt.Errorf("unknown %s", t.Lane), "lane")
+	case t.Want != "allow" && t.Want != "deny":
+		return at(fmt.Errorf("want %q: must be allow or deny", t.Want), "want")
 	}
 	return nil
 }

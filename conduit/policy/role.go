@@ -56,21 +56,21 @@ func (l Limit) check() error {
 
 func (r *Role) compile() (c bookRole, err error) {
 	if !identity.ValidName(r.Name) {
-		return c, errors.New("name: want a-z 0-9 -, as in tags")
+		return c, at(errors.New("name: want a-z 0-9 -, as in tags"), "name")
 	}
 	c.name, c.confines = r.Name, r.Publish != nil
 	if len(r.Members) == 0 || len(r.Members) > MaxSelectors {
-		return c, fmt.Errorf("%d members, want 1 to %d", len(r.Members), MaxSelectors)
+		return c, at(fmt.Errorf("%d members, want 1 to %d", len(r.Members), MaxSelectors), "members")
 	}
-	for _, w := range r.Members {
+	for i, w := range r.Members {
 		s, err := parseSelector(w)
 		if err != nil {
-			return c, fmt.Errorf("member: %w", err)
+			return c, at(fmt.Errorf("member: %w", err), "members", i)
 		}
 		c.members = append(c.members, s)
 	}
 	if c.lanes, err = laneMask(r.Publish); err != nil {
-		return c, err
+		return c, at(err, "publish")
 	}
 	for lane := range Lane(packet.NumLanes) { // in order, so that errors are the same each time
 		l, ok := r.Budgets[lane]
@@ -78,10 +78,10 @@ func (r *Role) compile() (c bookRole, err error) {
 			continue
 		}
 		if c.lanes>>lane&1 == 0 {
-			return c, fmt.Errorf("budget of lane %s, which it may not publish", lane)
+			return c, at(fmt.Errorf("budget of lane %s, which it may not publish", lane), "budgets", lane.String())
 		}
 		if err := l.check(); err != nil {
-			return c, fmt.Errorf("budget of lane %s: %w", lane, err)
+			return c, at(fmt.Errorf("budget of lane %s: %w", lane, err), "budgets", lane.String())
 		}
 		c.limits[lane] = l.effective()
 	}
