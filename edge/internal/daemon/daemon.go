@@ -166,6 +166,10 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 		log: d.log.With("part", "meshkey"), news: make(chan uint32, 1), epoch: uint32(d.id.PSKEpoch),
 		store: func(psk []byte, epoch uint8) error { return home.StorePSK(d.cfg.Home, psk, epoch) },
 	}
+	proxy, err := config.ParseProxy(c.Hub.Proxy)
+	if err != nil { // the configuration was checked
+		return err
+	}
 	link, err := hub.New(hub.Config{
 		URL: c.Hub.URL, Roots: d.id.Roots, MeshKey: d.key.announce,
 		Certificate: func() (*tls.Certificate, error) { return r.tls.Load(), nil },
