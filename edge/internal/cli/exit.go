@@ -63,6 +63,7 @@ var exits = []exit{
 	{40, []error{errNoPath}, "connect: no path to the peer", "bauxite status shows the reason for each peer"},
 	{41, []error{local.ErrNoPeer, local.ErrAmbiguous}, "connect: no such peer, or more than one", "list them: bauxite peers"},
 	{2, []error{hub.ErrURL}, "the command line is wrong", "the hub URL looks like https://hub.example:8440"},
+	{2, []error{join.ErrProxy}, "the command line is wrong", "the proxy looks like http://proxy.example:3128; a password belongs into HTTPS_PROXY or config.toml"},
 	{130, []error{context.Canceled}, "interrupted", ""},
 }
 

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"strings"
 
@@ -42,6 +43,10 @@ func (a *App) join(c *cli.Context) error {
 	dir, err := homeDir(c)
 	if err != nil {
 		return err
+	}
+	// Other users see the command line.
+	if u, err := url.Parse(c.String("proxy")); err == nil && u.User != nil {
+		return fmt.Errorf("%w: --proxy carries a user name", join.ErrProxy)
 	}
 	res, err := join.Run(c.Context, join.Config{
 		Token: token, HubURL: hubURL, Home: dir, Version: Version(),

@@ -45,6 +45,7 @@ func TestRoundTrip(t *testing.T) {
 		c.Transport = Transport{Port: 7, STUNServers: []string{"s:1"}, Cipher: "aes256gcm"}
 		c.Log = Log{Format: "json", Level: "warn"}
 		c.PSK.File = "other"
+		c.Hub.Proxy = "http://proxy.example:3128"
 		return c
 	}()} {
 		got, err := Parse([]byte(text(t, c)))
@@ -84,6 +85,7 @@ func TestErrors(t *testing.T) {
 		{"MTU", "[tun]", "[tun]\nmtu = 100", "tun.mtu: is 100, want 1280 to 2000"},
 		{"Interface", "[tun]", "[tun]\nname = 'a/b'", "tun.name"},
 		{"URL", "https://hub", "http://hub", "hub.url"},
+		{"Proxy", "[node]", "proxy = 'socks5://p'\n[node]", "hub.proxy"},
 		{"Name", "robot7", "Robot 7", "node.name"},
 		{"CIDR", "10.66.0.0/16", "10.66.0.1/16", "node.mesh_cidrs"},
 		{"DefaultRoute", "10.66.0.0/16", "0.0.0.0/0", "node.mesh_cidrs"},
