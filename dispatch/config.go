@@ -60,6 +60,11 @@ type Config struct {
 	// ExternalPSK keeps the mesh's pre-shared key out of the hub: joining nodes get
 	// none, and the operator brings it to them.
 	ExternalPSK bool
+	// LazyAbove is how many nodes a site may have before the hub stops to tell each
+	// of them of all others, and they ask for those that they need; 0 means 512.
+	LazyAbove int
+	// Version is that of the program, for people.
+	Version string
 	// CertLifetime is how long the nodes' certificates are good for; zero means 7
 	// days, the least is a minute and the most 90 days.
 	CertLifetime time.Duration

@@ -14,15 +14,17 @@
 // # State
 //
 // Everything lives in one directory: dispatch.db (SQLite), ca/ (the certificate
-// authority), psk (the mesh's pre-shared key), dispatch.sock (the administrator's
+// authority), psk (the mesh's pre-shared key), audit.key, dispatch.sock (the administrator's
 // socket). Whoever may open the socket administers the hub.
 package dispatch
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -56,11 +58,9 @@ var (
 )
 
 const (
-	ringSize     = 16384
 	keepChanges  = 100_000
 	compactEvery = time.Hour
 	drainTime    = 3 * time.Second
-	pskLen       = 32
 )
 
 // Server is one hub. Its methods are safe for concurrent use.
@@ -77,6 +77,7 @@ type Server struct {
 
 	// Written by Serve before ready is closed, never after.
 	api        *rpc.API
+	meshKey    *meshKey // nil where the operator keeps it
 	url        string
 	firstToken string
 	addrs      addrs
@@ -122,7 +123,7 @@ func (s *Server) CreateToken(ctx context.Context, uses uint32, ttl time.Duration
 	if ttl == 0 {
 		ttl = rpc.DefaultTTL
 	}
-	t, _, err := s.api.NewToken(ctx, uses, ttl, tags, "embedder")
+	t, _, err := s.api.NewToken(ctx, rpc.TokenSpec{Uses: uses, TTL: ttl, Tags: tags})
 	if err != nil {
 		return "", err
 	}
@@ -189,12 +190,14 @@ func (s *Server) serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer lock.Close()
-
-	authority, err := ca.Open(filepath.Join(dir, "ca"))
+	if _, err := os.Stat(filepath.Join(dir, restoreMark)); err == nil {
+		return fmt.Errorf("data directory %s: %w", dir, ErrUnfinished)
+	}
+	authority, err := ca.Open(filepath.Join(dir, caDir))
 	if err != nil {
 		return err
 	}
-	psk, err := s.psk()
+	auditKey, err := auditKey(dir)
 	if err != nil {
 		return err
 	}
@@ -203,19 +206,41 @@ func (s *Server) serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-
-	registry := signal.NewRegistry(func(id identity.PeerID, online bool, instance uint64) {
-		feed.Ring.Publish(topology.EncodePresence(id, online, instance))
-	})
-	cfg := rpc.Config{
-		Store: st, CA: authority, Feed: feed, Registry: registry, PSK: psk, URL: s.URL, Logger: s.log,
-		CertLifetime: s.cfg.CertLifetime,
+	state, err := st.State(ctx)
+	if err != nil {
+		return err
 	}
-	if psk != nil {
-		cfg.PSKEpoch = 1
+	cfg := rpc.Config{
+		Store: st, CA: authority, Feed: feed, MeshKey: s.meshKeyOf, URL: s.URL, Logger: s.log, CertLifetime: s.cfg.CertLifetime,
+		Audit: auditKey, Database: filepath.Join(dir, databaseFile), Version: s.cfg.Version,
+		Registry: signal.NewRegistry(func(id identity.PeerID, site string, online bool, instance uint64) {
+			feed.Publish(topology.EncodePresence(id, site, online, instance))
+		}),
+		Backup: func(ctx context.Context, w io.Writer, withRootKey bool) error {
+			return s.backup(ctx, st, w, withRootKey)
+		},
+	}
+	if !s.cfg.ExternalPSK {
+		if s.meshKey, err = openMeshKey(dir, state.PSKEpoch, state.RV <= 1); err != nil {
+			return err
+		}
+		cfg.RotateMeshKey = func(ctx context.Context) (uint32, error) { return s.meshKey.rotate(ctx, st) }
 	}
 	s.api = rpc.New(cfg)
 	return s.listenAndServe(ctx, st, authority)
+}
+
+// auditKey reads the key that signs the checkpoints of the audit log, or makes it.
+func auditKey(dir string) (ed25519.PrivateKey, error) {
+	name := filepath.Join(dir, auditKeyFile)
+	key, err := ca.ReadKey(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, key, err = ed25519.GenerateKey(rand.Reader); err != nil {
+			return nil, fmt.Errorf("generate audit key: %w", err)
+		}
+		err = ca.WriteKey(name, key)
+	}
+	return key, err
 }
 
 // openStore opens the database and the feed that its commits go to.
@@ -236,15 +261,15 @@ func (s *Server) openStore(ctx context.Context, authority *ca.CA) (*store.Store,
 	// The writer publishes only after Open, when feed is set.
 	var feed *topology.Feed
 	st, err := store.Open(ctx, store.Config{
-		Path: filepath.Join(s.cfg.DataDir, "dispatch.db"), Init: ini, Logger: s.log,
-		Encode: topology.EncodeChange, Publish: func(e []store.Event) { feed.Publish(e) },
+		Path: filepath.Join(s.cfg.DataDir, databaseFile), Init: ini, Logger: s.log,
+		Encode: topology.EncodeChange, Publish: func(e []store.Event) { feed.Commit(e) },
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	rv, err := st.Version(ctx)
 	if err == nil {
-		feed = topology.NewFeed(st, st.Meta().Epoch, topology.NewRing(ringSize, rv))
+		feed = topology.NewFeed(st, st.Meta().Epoch, rv, topology.Limits{LazyAbove: s.cfg.LazyAbove})
 		err = s.checkMeta(st.Meta(), authority)
 	}
 	if err == nil {
@@ -254,6 +279,22 @@ func (s *Server) openStore(ctx context.Context, authority *ca.CA) (*store.Store,
 		return nil, nil, errors.Join(err, st.Close())
 	}
 	return st, feed, nil
+}
+
+// checkRestored reports whether a hub could start on what is in dir.
+func checkRestored(ctx context.Context, dir string) error {
+	authority, err := ca.Open(filepath.Join(dir, caDir))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBackup, err)
+	}
+	st, err := store.Open(ctx, store.Config{Path: filepath.Join(dir, databaseFile)})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBackup, err)
+	}
+	if st.Meta().MeshID != authority.MeshID {
+		err = fmt.Errorf("%w: database is of mesh %s, certificate authority of %s", ErrBackup, st.Meta().MeshID, authority.MeshID)
+	}
+	return errors.Join(err, st.Close())
 }
 
 func (s *Server) checkMeta(m store.Meta, authority *ca.CA) error {
@@ -271,36 +312,12 @@ func (s *Server) checkMeta(m store.Meta, authority *ca.CA) error {
 	return nil
 }
 
-// psk reads the mesh key, or makes it at the first start; nil where the operator
-// keeps it.
-func (s *Server) psk() ([]byte, error) {
-	if s.cfg.ExternalPSK {
-		return nil, nil
-	}
-	name := filepath.Join(s.cfg.DataDir, "psk")
-	b, err := identity.ReadSecret(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		b = make([]byte, pskLen)
-		if _, err := rand.Read(b); err != nil {
-			return nil, fmt.Errorf("generate mesh key: %w", err)
-		}
-		return b, identity.WriteFile(name, b, 0o600)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read mesh key: %w", err)
-	}
-	if len(b) != pskLen {
-		return nil, fmt.Errorf("read mesh key: %s has %d bytes, want %d", name, len(b), pskLen)
-	}
-	return b, nil
-}
-
 func (s *Server) makeFirstToken(ctx context.Context, st *store.Store) error {
 	n, err := st.TokenCount(ctx)
 	if err != nil || n > 0 {
 		return err
 	}
-	t, _, err := s.api.NewToken(ctx, 1, rpc.DefaultTTL, nil, "first-start")
+	t, _, err := s.api.NewToken(ctx, rpc.TokenSpec{TTL: rpc.DefaultTTL, Note: "made at the first start"})
 	if err != nil {
 		return err
 	}
@@ -333,7 +350,8 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 	defer endRequests()
 	nodeSrv := rpc.NewHTTPServer(rctx, s.api.NodeHandler(), s.log)
 	nodeSrv.TLSConfig = authority.ServerTLS(pub.hosts, func(ctx context.Context, id identity.PeerID, serial []byte) error {
-		return st.Admit(ctx, id, serial)
+		_, err := st.Admit(ctx, id, serial)
+		return err
 	})
 	servers := []served{
 		{nodeSrv, nodeLn, true},
@@ -368,6 +386,8 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 		g.Go(v.run)
 	}
 	g.Go(func() error { return s.compact(gctx, st) })
+	g.Go(func() error { return s.api.SignCheckpoints(gctx) })
+	g.Go(func() error { return s.api.Upkeep(gctx) })
 	g.Go(func() error {
 		<-gctx.Done()
 		endRequests()

@@ -129,14 +129,15 @@ func TestSignalingNewestWins(t *testing.T) {
 
 // watch is a test's view of the mesh.
 type watch struct {
-	tb     testing.TB
-	st     *connect.ServerStreamForClient[dispatchv1.WatchTopologyResponse]
-	epoch  uint64
-	rv     uint64
-	peers  map[string]*dispatchv1.Peer
-	online map[string]bool
-	chunks int
-	policy uint64
+	tb      testing.TB
+	st      *connect.ServerStreamForClient[dispatchv1.WatchTopologyResponse]
+	epoch   uint64
+	rv      uint64
+	peers   map[string]*dispatchv1.Peer
+	online  map[string]bool
+	chunks  int
+	policy  uint64
+	denials int
 }
 
 func (m *machine) watch(ctx context.Context, w *watch, opts ...connect.ClientOption) *watch {
@@ -165,6 +166,7 @@ func (w *watch) until(what string, cond func() bool) {
 		switch e := w.st.Msg().GetEvent().(type) {
 		case *dispatchv1.WatchTopologyResponse_SnapshotChunk:
 			w.chunks++
+			w.denials += len(e.SnapshotChunk.GetDenials())
 			for _, p := range e.SnapshotChunk.GetPeers() {
 				w.peers[p.GetNodeId()] = p
 			}
@@ -239,7 +241,8 @@ func TestTopology(t *testing.T) {
 	// An rv from nowhere gets a snapshot.
 	far := a.watch(ctx, &watch{epoch: epoch, rv: w.rv + 1000, peers: make(map[string]*dispatchv1.Peer)})
 	far.until("snapshot", func() bool { return far.rv == w.rv })
-	if far.chunks != 1 || len(far.peers) != 4 {
-		t.Errorf("from the future = %d peers in %d chunks", len(far.peers), far.chunks)
+	// What is shut out, c and its key, comes before all others.
+	if far.chunks != 2 || len(far.peers) != 4 || far.denials != 2 {
+		t.Errorf("from the future = %d peers and %d denials in %d chunks", len(far.peers), far.denials, far.chunks)
 	}
 }

@@ -17,11 +17,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -43,47 +43,83 @@ const (
 type CA struct {
 	// MeshID is derived from the root's key.
 	MeshID string
-	// Root and Intermediate are the certificates.
-	Root, Intermediate *x509.Certificate
+	// Root is the root's certificate.
+	Root *x509.Certificate
 
-	key ed25519.PrivateKey // the intermediate's
+	dir    string
+	issuer atomic.Pointer[issuer]
+}
+
+// issuer is the intermediate that signs now.
+type issuer struct {
+	cert *x509.Certificate
+	key  ed25519.PrivateKey
 }
 
 // Open reads the authority in dir, or makes one where there is none. It needs
-// root.crt, intermediate.crt and intermediate.key; root.key only to renew the
-// intermediate, so it may be moved offline.
+// root.crt and the intermediate: intermediate.pem, which a rotation writes, or
+// intermediate.crt and intermediate.key. root.key signs intermediates only, so it
+// may be moved offline.
 func Open(dir string) (*CA, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make CA directory: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "intermediate.crt")); errors.Is(err, fs.ErrNotExist) {
+	if !exists(filepath.Join(dir, "intermediate.crt")) && !exists(filepath.Join(dir, rotatedFile)) {
 		if err := create(dir); err != nil {
 			return nil, err
 		}
 	}
-	c := &CA{}
+	c := &CA{dir: dir}
 	var err error
 	if c.Root, err = readCert(filepath.Join(dir, "root.crt")); err != nil {
 		return nil, err
 	}
-	if c.Intermediate, err = readCert(filepath.Join(dir, "intermediate.crt")); err != nil {
+	i, err := readIssuer(dir)
+	if err != nil {
 		return nil, err
 	}
-	if c.key, err = readKey(filepath.Join(dir, "intermediate.key")); err != nil {
-		return nil, err
-	}
-	if err := c.Intermediate.CheckSignatureFrom(c.Root); err != nil {
+	if err := i.cert.CheckSignatureFrom(c.Root); err != nil {
 		return nil, fmt.Errorf("CA in %s: intermediate is not signed by the root: %w", dir, err)
 	}
-	if !c.key.Public().(ed25519.PublicKey).Equal(c.Intermediate.PublicKey) {
-		return nil, fmt.Errorf("CA in %s: intermediate.key does not belong to intermediate.crt", dir)
+	if !i.key.Public().(ed25519.PublicKey).Equal(i.cert.PublicKey) {
+		return nil, fmt.Errorf("CA in %s: the key of the intermediate does not belong to its certificate", dir)
 	}
-	if time.Now().After(c.Intermediate.NotAfter) {
-		return nil, fmt.Errorf("CA in %s: intermediate expired %s", dir, c.Intermediate.NotAfter.Format(time.DateOnly))
+	if time.Now().After(i.cert.NotAfter) {
+		return nil, fmt.Errorf("%w: CA in %s: on %s", ErrExpired, dir, i.cert.NotAfter.Format(time.DateOnly))
 	}
+	c.issuer.Store(i)
 	c.MeshID = meshID(c.Root)
 	return c, nil
 }
+
+// ErrExpired is returned where the intermediate has expired.
+var ErrExpired = errors.New("intermediate certificate has expired")
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
+}
+
+func readIssuer(dir string) (*issuer, error) {
+	i := &issuer{}
+	var err error
+	if name := filepath.Join(dir, rotatedFile); exists(name) {
+		if i.cert, err = readCert(name); err == nil {
+			i.key, err = ReadKey(name)
+		}
+		return i, err
+	}
+	if i.cert, err = readCert(filepath.Join(dir, "intermediate.crt")); err == nil {
+		i.key, err = ReadKey(filepath.Join(dir, "intermediate.key"))
+	}
+	return i, err
+}
+
+// Intermediate returns the certificate that signs now.
+func (c *CA) Intermediate() *x509.Certificate { return c.issuer.Load().cert }
+
+// RootKeyPresent reports whether the root's key lies beside the rest.
+func (c *CA) RootKeyPresent() bool { return exists(filepath.Join(c.dir, "root.key")) }
 
 func meshID(root *x509.Certificate) string { return meshIDOf(root.RawSubjectPublicKeyInfo) }
 
@@ -115,11 +151,12 @@ func (c *CA) IssueNode(n store.Node, serial []byte, now, notAfter time.Time) ([]
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate for %s: %w", n.ID.Short(), err)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, t, c.Intermediate, ed25519.PublicKey(n.Ed25519), c.key)
+	i := c.issuer.Load()
+	der, err := x509.CreateCertificate(rand.Reader, t, i.cert, ed25519.PublicKey(n.Ed25519), i.key)
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate for %s: %w", n.ID.Short(), err)
 	}
-	return identity.MarshalChainPEM([][]byte{der, c.Intermediate.Raw}), nil
+	return identity.MarshalChainPEM([][]byte{der, i.cert.Raw}), nil
 }
 
 // NewSerial returns a random positive serial number of 16 bytes.
@@ -170,10 +207,10 @@ func create(dir string) error {
 	if err != nil {
 		return fmt.Errorf("create intermediate: %w", err)
 	}
-	if err := writeKey(filepath.Join(dir, "root.key"), rootKey); err != nil {
+	if err := WriteKey(filepath.Join(dir, "root.key"), rootKey); err != nil {
 		return err
 	}
-	if err := writeKey(filepath.Join(dir, "intermediate.key"), key); err != nil {
+	if err := WriteKey(filepath.Join(dir, "intermediate.key"), key); err != nil {
 		return err
 	}
 	if err := identity.WriteFile(filepath.Join(dir, "root.crt"), identity.MarshalChainPEM([][]byte{rootDER}), 0o600); err != nil {
@@ -204,32 +241,45 @@ func caTemplate(name string, now time.Time, life time.Duration, pathLen int) (*x
 	}, nil
 }
 
-func readCert(name string) (*x509.Certificate, error) {
+// pemBlock returns the first block of a type in a file that may hold a secret.
+func pemBlock(name, typ string) ([]byte, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return nil, fmt.Errorf("read CA: %w", err)
 	}
-	chain, err := identity.ParseChainPEM(text)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+	for {
+		var blk *pem.Block
+		if blk, text = pem.Decode(text); blk == nil {
+			return nil, fmt.Errorf("read %s: no %s in it", name, typ)
+		}
+		if blk.Type == typ {
+			return blk.Bytes, nil
+		}
 	}
-	cert, err := x509.ParseCertificate(chain[0])
+}
+
+func readCert(name string) (*x509.Certificate, error) {
+	der, err := pemBlock(name, "CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	return cert, nil
 }
 
-func readKey(name string) (ed25519.PrivateKey, error) {
-	text, err := identity.ReadSecret(name)
-	if err != nil {
+// ReadKey reads an Ed25519 key from a PEM file that nobody else may read.
+func ReadKey(name string) (ed25519.PrivateKey, error) {
+	if _, err := identity.ReadSecret(name); err != nil {
 		return nil, fmt.Errorf("read CA: %w", err)
 	}
-	blk, _ := pem.Decode(text)
-	if blk == nil {
-		return nil, fmt.Errorf("read %s: no PEM", name)
+	der, err := pemBlock(name, "PRIVATE KEY")
+	if err != nil {
+		return nil, err
 	}
-	k, err := x509.ParsePKCS8PrivateKey(blk.Bytes)
+	k, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
@@ -240,10 +290,19 @@ func readKey(name string) (ed25519.PrivateKey, error) {
 	return ed, nil
 }
 
-func writeKey(name string, k ed25519.PrivateKey) error {
+func keyPEM(k ed25519.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(k)
 	if err != nil {
-		return fmt.Errorf("marshal %s: %w", name, err)
+		return nil, fmt.Errorf("marshal key: %w", err)
 	}
-	return identity.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// WriteKey writes an Ed25519 key for ReadKey, atomically and with mode 0600.
+func WriteKey(name string, k ed25519.PrivateKey) error {
+	text, err := keyPEM(k)
+	if err != nil {
+		return err
+	}
+	return identity.WriteFile(name, text, 0o600)
 }

@@ -114,11 +114,11 @@ func sign(t *testing.T, c *CA, change func(*x509.Certificate)) tls.Certificate {
 		URIs:        []*url.URL{{Scheme: "spiffe", Host: c.MeshID, Path: "/node/x"}},
 	}
 	change(tmpl)
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, c.Intermediate, pub, c.key)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, c.Intermediate(), pub, c.issuer.Load().key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der, c.Intermediate.Raw}, PrivateKey: key}
+	return tls.Certificate{Certificate: [][]byte{der, c.Intermediate().Raw}, PrivateKey: key}
 }
 
 // handshake connects with cert, if any, and returns the server's error.

@@ -3,6 +3,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -98,7 +99,8 @@ type server struct {
 func (s *server) certificate(now time.Time) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cert != nil && now.Before(s.cert.Leaf.NotAfter.Add(-serverLifetime/2)) {
+	current := s.cert != nil && bytes.Equal(s.cert.Certificate[1], s.ca.Intermediate().Raw)
+	if current && now.Before(s.cert.Leaf.NotAfter.Add(-serverLifetime/2)) {
 		return s.cert, nil
 	}
 	c, err := s.ca.issueServer(s.hosts, now)
@@ -135,7 +137,8 @@ func (c *CA) issueServer(hosts []string, now time.Time) (*tls.Certificate, error
 			t.DNSNames = append(t.DNSNames, h)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, t, c.Intermediate, pub, c.key)
+	i := c.issuer.Load()
+	der, err := x509.CreateCertificate(rand.Reader, t, i.cert, pub, i.key)
 	if err != nil {
 		return nil, fmt.Errorf("issue server certificate: %w", err)
 	}
@@ -143,5 +146,5 @@ func (c *CA) issueServer(hosts []string, now time.Time) (*tls.Certificate, error
 	if err != nil {
 		return nil, fmt.Errorf("issue server certificate: %w", err)
 	}
-	return &tls.Certificate{Certificate: [][]byte{der, c.Intermediate.Raw, c.Root.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	return &tls.Certificate{Certificate: [][]byte{der, i.cert.Raw, c.Root.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }

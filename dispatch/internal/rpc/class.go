@@ -4,93 +4,106 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"sync"
+	"net/netip"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/authz"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
 )
 
-// class is who may call a procedure.
+// class is what a caller is, and what a procedure asks for.
 type class uint8
 
 const (
 	anonymous class = iota + 1 // anybody who reaches the node port
+	visitor                    // anybody who reaches the admin port
 	node                       // the bearer of a node certificate
-	admin                      // whoever may open the unix socket
+	user                       // the bearer of an API key
+	socket                     // whoever may open the unix socket
 )
+
+// rule is who may call a procedure.
+type rule struct {
+	class class
+	// permission is what a user needs, besides being one; may be empty.
+	permission authz.Permission
+	// serverKey also lets in a node whose key the hub has made.
+	serverKey bool
+}
 
 // classes names every procedure of the API. One that is missing here is refused,
 // and the hub does not start.
-var classes = map[string]class{
-	dispatchv1connect.ProvisioningServiceProvisionProcedure:        anonymous,
-	dispatchv1connect.ProvisioningServiceRenewProcedure:            node,
-	dispatchv1connect.ProvisioningServiceRekeyProcedure:            node,
-	dispatchv1connect.ProvisioningServiceBeginRecoveryProcedure:    anonymous,
-	dispatchv1connect.ProvisioningServiceRecoverProcedure:          anonymous,
-	dispatchv1connect.ProvisioningServiceGetMeshKeyProcedure:       node,
-	dispatchv1connect.ProvisioningServiceLeaveProcedure:            node,
-	dispatchv1connect.SignalingServiceExchangeCandidatesProcedure:  node,
-	dispatchv1connect.TopologyServiceWatchTopologyProcedure:        node,
-	dispatchv1connect.TopologyServiceResolvePeerProcedure:          node,
-	dispatchv1connect.RelayServiceRelayProcedure:                   node,
-	dispatchv1connect.RelayServiceGetTurnCredentialsProcedure:      node,
-	dispatchv1connect.MetricsServiceReportMetricsProcedure:         node,
-	dispatchv1connect.MetricsServiceGetNodeMetricsProcedure:        admin,
-	dispatchv1connect.MetricsServiceGetFleetMetricsProcedure:       admin,
-	dispatchv1connect.PolicyServiceGetPolicyProcedure:              node,
-	dispatchv1connect.PolicyServiceListPoliciesProcedure:           admin,
-	dispatchv1connect.PolicyServiceReadPolicyProcedure:             admin,
-	dispatchv1connect.PolicyServiceTestPolicyProcedure:             admin,
-	dispatchv1connect.PolicyServiceProposePolicyProcedure:          admin,
-	dispatchv1connect.PolicyServiceActivatePolicyProcedure:         admin,
-	dispatchv1connect.PolicyServiceRollbackPolicyProcedure:         admin,
-	dispatchv1connect.PolicyServiceGetActivationProcedure:          admin,
-	dispatchv1connect.PolicyServiceDiffPoliciesProcedure:           admin,
-	dispatchv1connect.PolicyServiceExplainPolicyProcedure:          admin,
-	dispatchv1connect.FleetServiceCreateTokenProcedure:             admin,
-	dispatchv1connect.FleetServiceListTokensProcedure:              admin,
-	dispatchv1connect.FleetServiceRevokeTokenProcedure:             admin,
-	dispatchv1connect.FleetServiceListNodesProcedure:               admin,
-	dispatchv1connect.FleetServiceGetNodeProcedure:                 admin,
-	dispatchv1connect.FleetServiceApproveNodeProcedure:             admin,
-	dispatchv1connect.FleetServiceRevokeNodeProcedure:              admin,
-	dispatchv1connect.FleetServiceDeleteNodeProcedure:              admin,
-	dispatchv1connect.FleetServiceUpdateNodeProcedure:              admin,
-	dispatchv1connect.FleetServiceWatchFleetProcedure:              admin,
-	dispatchv1connect.AuditServiceListAuditEntriesProcedure:        admin,
-	dispatchv1connect.AuditServiceTailAuditEntriesProcedure:        admin,
-	dispatchv1connect.AuditServiceListAuditCheckpointsProcedure:    admin,
-	dispatchv1connect.AccessServiceClaimOwnerProcedure:             anonymous,
-	dispatchv1connect.AccessServiceCreateOwnerLinkProcedure:        admin,
-	dispatchv1connect.AccessServiceWhoAmIProcedure:                 admin,
-	dispatchv1connect.AccessServiceCreateUserProcedure:             admin,
-	dispatchv1connect.AccessServiceListUsersProcedure:              admin,
-	dispatchv1connect.AccessServiceSetUserRoleProcedure:            admin,
-	dispatchv1connect.AccessServiceDeleteUserProcedure:             admin,
-	dispatchv1connect.AccessServiceCreateKeyProcedure:              admin,
-	dispatchv1connect.AccessServiceListKeysProcedure:               admin,
-	dispatchv1connect.AccessServiceRevokeKeyProcedure:              admin,
-	dispatchv1connect.HubServiceGetHubStatusProcedure:              admin,
-	dispatchv1connect.HubServiceCreateBackupProcedure:              admin,
-	dispatchv1connect.HubServiceBeginIntermediateRotationProcedure: admin,
-	dispatchv1connect.HubServiceInstallIntermediateProcedure:       admin,
-	dispatchv1connect.HubServiceRotateMeshKeyProcedure:             admin,
+var classes = map[string]rule{
+	dispatchv1connect.ProvisioningServiceProvisionProcedure:        {class: anonymous},
+	dispatchv1connect.ProvisioningServiceRenewProcedure:            {class: node},
+	dispatchv1connect.ProvisioningServiceRekeyProcedure:            {class: node, serverKey: true},
+	dispatchv1connect.ProvisioningServiceBeginRecoveryProcedure:    {class: anonymous},
+	dispatchv1connect.ProvisioningServiceRecoverProcedure:          {class: anonymous},
+	dispatchv1connect.ProvisioningServiceGetMeshKeyProcedure:       {class: node},
+	dispatchv1connect.ProvisioningServiceLeaveProcedure:            {class: node},
+	dispatchv1connect.SignalingServiceExchangeCandidatesProcedure:  {class: node},
+	dispatchv1connect.TopologyServiceWatchTopologyProcedure:        {class: node},
+	dispatchv1connect.TopologyServiceResolvePeerProcedure:          {class: node},
+	dispatchv1connect.RelayServiceRelayProcedure:                   {class: node},
+	dispatchv1connect.RelayServiceGetTurnCredentialsProcedure:      {class: node},
+	dispatchv1connect.MetricsServiceReportMetricsProcedure:         {class: node},
+	dispatchv1connect.MetricsServiceGetNodeMetricsProcedure:        {class: user, permission: authz.MetricsRead},
+	dispatchv1connect.MetricsServiceGetFleetMetricsProcedure:       {class: user, permission: authz.MetricsRead},
+	dispatchv1connect.PolicyServiceGetPolicyProcedure:              {class: node},
+	dispatchv1connect.PolicyServiceListPoliciesProcedure:           {class: user, permission: authz.PolicyRead},
+	dispatchv1connect.PolicyServiceReadPolicyProcedure:             {class: user, permission: authz.PolicyRead},
+	dispatchv1connect.PolicyServiceTestPolicyProcedure:             {class: user, permission: authz.PolicyRead},
+	dispatchv1connect.PolicyServiceProposePolicyProcedure:          {class: user, permission: authz.PolicyWrite},
+	dispatchv1connect.PolicyServiceActivatePolicyProcedure:         {class: user, permission: authz.PolicyWrite},
+	dispatchv1connect.PolicyServiceRollbackPolicyProcedure:         {class: user, permission: authz.PolicyWrite},
+	dispatchv1connect.PolicyServiceGetActivationProcedure:          {class: user, permission: authz.PolicyRead},
+	dispatchv1connect.PolicyServiceDiffPoliciesProcedure:           {class: user, permission: authz.PolicyRead},
+	dispatchv1connect.PolicyServiceExplainPolicyProcedure:          {class: user, permission: authz.PolicyRead},
+	dispatchv1connect.FleetServiceCreateTokenProcedure:             {class: user, permission: authz.TokensWrite},
+	dispatchv1connect.FleetServiceListTokensProcedure:              {class: user, permission: authz.TokensRead},
+	dispatchv1connect.FleetServiceRevokeTokenProcedure:             {class: user, permission: authz.TokensWrite},
+	dispatchv1connect.FleetServiceListNodesProcedure:               {class: user, permission: authz.NodesRead},
+	dispatchv1connect.FleetServiceGetNodeProcedure:                 {class: user, permission: authz.NodesRead},
+	dispatchv1connect.FleetServiceApproveNodeProcedure:             {class: user, permission: authz.NodesWrite},
+	dispatchv1connect.FleetServiceRevokeNodeProcedure:              {class: user, permission: authz.NodesWrite},
+	dispatchv1connect.FleetServiceDeleteNodeProcedure:              {class: user, permission: authz.NodesWrite},
+	dispatchv1connect.FleetServiceUpdateNodeProcedure:              {class: user, permission: authz.NodesWrite},
+	dispatchv1connect.FleetServiceWatchFleetProcedure:              {class: user, permission: authz.NodesRead},
+	dispatchv1connect.AuditServiceListAuditEntriesProcedure:        {class: user, permission: authz.AuditRead},
+	dispatchv1connect.AuditServiceTailAuditEntriesProcedure:        {class: user, permission: authz.AuditRead},
+	dispatchv1connect.AuditServiceListAuditCheckpointsProcedure:    {class: user, permission: authz.AuditRead},
+	dispatchv1connect.AccessServiceClaimOwnerProcedure:             {class: visitor},
+	dispatchv1connect.AccessServiceCreateOwnerLinkProcedure:        {class: socket},
+	dispatchv1connect.AccessServiceWhoAmIProcedure:                 {class: user},
+	dispatchv1connect.AccessServiceCreateUserProcedure:             {class: user, permission: authz.UsersWrite},
+	dispatchv1connect.AccessServiceListUsersProcedure:              {class: user, permission: authz.UsersRead},
+	dispatchv1connect.AccessServiceSetUserRoleProcedure:            {class: user, permission: authz.UsersWrite},
+	dispatchv1connect.AccessServiceDeleteUserProcedure:             {class: user, permission: authz.UsersWrite},
+	dispatchv1connect.AccessServiceCreateKeyProcedure:              {class: user, permission: authz.KeysWrite},
+	dispatchv1connect.AccessServiceListKeysProcedure:               {class: user, permission: authz.KeysRead},
+	dispatchv1connect.AccessServiceRevokeKeyProcedure:              {class: user, permission: authz.KeysWrite},
+	dispatchv1connect.HubServiceGetHubStatusProcedure:              {class: user, permission: authz.HubRead},
+	dispatchv1connect.HubServiceCreateBackupProcedure:              {class: user, permission: authz.BackupsWrite},
+	dispatchv1connect.HubServiceBeginIntermediateRotationProcedure: {class: user, permission: authz.HubWrite},
+	dispatchv1connect.HubServiceInstallIntermediateProcedure:       {class: user, permission: authz.HubWrite},
+	dispatchv1connect.HubServiceRotateMeshKeyProcedure:             {class: user, permission: authz.HubWrite},
 }
 
 // checkClasses panics unless table classifies every procedure of files.
-func checkClasses(table map[string]class, files ...protoreflect.FileDescriptor) {
+func checkClasses(table map[string]rule, files ...protoreflect.FileDescriptor) {
 	for _, f := range files {
 		for i := range f.Services().Len() {
 			s := f.Services().Get(i)
 			for j := range s.Methods().Len() {
 				p := fmt.Sprintf("/%s/%s", s.FullName(), s.Methods().Get(j).Name())
-				if table[p] == 0 {
+				if table[p].class == 0 {
 					panic("rpc: procedure without a class: " + p)
 				}
 			}
@@ -115,9 +128,40 @@ var apiFiles = []protoreflect.FileDescriptor{
 // caller is who is at the other end of a connection, as the transport proved it.
 type caller struct {
 	class class
-	id    identity.PeerID // zero unless class is node
+	// ip is where a visitor or user comes from; invalid for others.
+	ip netip.Addr
+
+	// Of a node:
+	id       identity.PeerID
+	standing store.Standing // set by the gate
 	// unblock makes pending and later reads of the request fail.
 	unblock func()
+
+	// Of a user:
+	user    string
+	key     string
+	role    authz.Role
+	scopes  []authz.Permission
+	expires time.Time // of the key
+}
+
+// actor is what the audit log calls c; empty where nobody is known.
+func (c *caller) actor() string {
+	switch c.class {
+	case node:
+		return "node:" + c.id.String()
+	case user:
+		return "user:" + c.user + "/" + c.key
+	case socket:
+		return "socket"
+	case anonymous, visitor:
+	}
+	return ""
+}
+
+// can reports whether c has a permission of users.
+func (c *caller) can(p authz.Permission) bool {
+	return c.class == socket || c.class == user && authz.Allowed(c.role, c.scopes, p)
 }
 
 type callerKey struct{}
@@ -131,90 +175,43 @@ func callerOf(ctx context.Context) caller {
 	return c
 }
 
-// authorize is the only place where a call is let in.
-func authorize(ctx context.Context, procedure string) error {
-	want, have := classes[procedure], callerOf(ctx).class
-	if want == 0 || have == 0 || want != anonymous && want != have {
-		code := connect.CodePermissionDenied
-		if have == anonymous && want == node {
-			code = connect.CodeUnauthenticated
+// authorize is the only place where a call is let in. What is not allowed here is
+// denied.
+func authorize(c *caller, procedure string) error {
+	r, known := classes[procedure]
+	allowed := false
+	switch r.class {
+	case anonymous:
+		allowed = c.class == anonymous || c.class == node
+	case visitor:
+		allowed = c.class == visitor || c.class == user || c.class == socket
+	case node:
+		if c.class == node && c.standing.ServerKey && !r.serverKey {
+			return fail(connect.CodePermissionDenied, dispatchv1.ErrorReason_ERROR_REASON_REKEY_REQUIRED,
+				store.ErrRekey.Error(), "the node calls Rekey by itself: let it run a current version")
 		}
-		return fail(code, dispatchv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED, "this caller may not use "+procedure, "")
-	}
-	return nil
-}
-
-// gate applies authorize to every kind of call and knows the nodes' live streams.
-type gate struct {
-	admit func(ctx context.Context, id identity.PeerID) error
-
-	mu   sync.Mutex // guards live
-	live map[identity.PeerID]map[*context.CancelCauseFunc]struct{}
-}
-
-var errRevoked = errors.New("revoked")
-
-// watch returns a context that cut ends, and a function to call in the end.
-func (g *gate) watch(ctx context.Context, id identity.PeerID) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.live[id] == nil {
-		g.live[id] = make(map[*context.CancelCauseFunc]struct{})
-	}
-	g.live[id][&cancel] = struct{}{}
-	return ctx, func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if delete(g.live[id], &cancel); len(g.live[id]) == 0 {
-			delete(g.live, id)
+		allowed = c.class == node
+	case user:
+		if c.class == user && r.permission != "" && !c.can(r.permission) {
+			return fail(connect.CodePermissionDenied, dispatchv1.ErrorReason_ERROR_REASON_PERMISSION_DENIED,
+				fmt.Sprintf("this needs the permission %s, which %s with the role %s has not", r.permission, c.user, c.role),
+				"ask an owner for another role, or use a key without the scopes of this one")
 		}
-		cancel(nil)
+		allowed = c.class == user || c.class == socket
+	case socket:
+		allowed = c.class == socket
 	}
-}
-
-// cut ends all streams of a node.
-func (g *gate) cut(id identity.PeerID) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for cancel := range g.live[id] {
-		(*cancel)(errRevoked)
+	if known && allowed {
+		return nil
 	}
-}
-
-func (g *gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if err := authorize(ctx, req.Spec().Procedure); err != nil {
-			return nil, err
-		}
-		if c := callerOf(ctx); c.class == node {
-			if err := g.admit(ctx, c.id); err != nil {
-				return nil, err
-			}
-		}
-		return next(ctx, req)
+	code, hint := connect.CodePermissionDenied, ""
+	switch {
+	case c.class == anonymous && r.class == node:
+		code = connect.CodeUnauthenticated
+	case c.class == visitor && r.class == user:
+		code, hint = connect.CodeUnauthenticated, "send an API key"
+	case r.class == socket:
+		hint = "this works only on the hub's machine, through the socket in its data directory"
 	}
-}
-
-func (g *gate) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return next
-}
-
-func (g *gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		if err := authorize(ctx, conn.Spec().Procedure); err != nil {
-			return err
-		}
-		if c := callerOf(ctx); c.class == node {
-			var done func()
-			ctx, done = g.watch(ctx, c.id)
-			defer done()
-			// After watch, so that a revocation falls into neither gap. The handshake
-			// may lie far back: connections live for weeks.
-			if err := g.admit(ctx, c.id); err != nil {
-				return err
-			}
-		}
-		return next(ctx, conn)
-	}
+	return fail(code, dispatchv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED, "this caller may not use "+procedure, hint)
 }

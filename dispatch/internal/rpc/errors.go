@@ -48,6 +48,21 @@ func wireError(ctx context.Context, log *slog.Logger, what string, err error) er
 		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, refused, newToken)
 	case errors.Is(err, store.ErrNodeRevoked):
 		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_NODE_REVOKED, "this node is revoked", "make new keys and join again")
+	case errors.Is(err, store.ErrNodeLocked):
+		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_CLONE_SUSPECTED, err.Error(),
+			"make sure that there is one such machine, then: bauxite-dispatch node approve")
+	case errors.Is(err, store.ErrRekey):
+		return fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_REKEY_REQUIRED, err.Error(), "")
+	case errors.Is(err, store.ErrCSRRequired):
+		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_CSR_REQUIRED, err.Error(), "let the node make its key")
+	case errors.Is(err, store.ErrRecoveryExhausted):
+		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_RECOVERY_EXHAUSTED, err.Error(), "an administrator allows more: bauxite-dispatch node approve")
+	case errors.Is(err, store.ErrConflict):
+		return fail(connect.CodeAborted, dispatchv1.ErrorReason_ERROR_REASON_CONFLICT, err.Error(), "read it again, then change it")
+	case errors.Is(err, store.ErrNameTaken):
+		return fail(connect.CodeAlreadyExists, dispatchv1.ErrorReason_ERROR_REASON_NAME_INVALID, err.Error(), "choose another name")
+	case errors.Is(err, store.ErrAmbiguous):
+		return connect.NewError(connect.CodeInvalidArgument, err)
 	case errors.Is(err, store.ErrKeyInUse):
 		return fail(connect.CodeAlreadyExists, dispatchv1.ErrorReason_ERROR_REASON_KEY_IN_USE, err.Error(), "make new keys and join again")
 	case errors.Is(err, store.ErrKeyMismatch):

@@ -6,8 +6,11 @@ import (
 	"context"
 	"crypto/ecdh"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 	"unicode"
@@ -45,41 +48,62 @@ func (p provisioning) Provision(ctx context.Context, req *dispatchv1.ProvisionRe
 	if err := p.store.CheckSecret(ctx, tok.ID, tok.SecretHash()); err != nil {
 		return nil, wireError(ctx, p.log, "join", err)
 	}
-	j, err := joinOf(req)
+	j, key, err := p.joinOf(req)
 	if err != nil {
 		return nil, err
 	}
-	j.TokenID, j.SecretHash = tok.ID, tok.SecretHash()
-	j.Now = time.Now()
-	j.NotAfter = j.Now.Add(p.cfg.CertLifetime)
-	if j.Serial, err = ca.NewSerial(); err != nil {
+	j.TokenID, j.SecretHash, j.Now = tok.ID, tok.SecretHash(), time.Now()
+	c, err := p.issue(j.Now)
+	if err != nil {
 		return nil, wireError(ctx, p.log, "join", err)
 	}
-	n, err := p.store.Enroll(ctx, j)
+	j.Serial, j.NotAfter = c.Serial, c.NotAfter
+	n, err := p.store.Enroll(store.WithActor(ctx, "token:"+tok.ID), j)
 	if err != nil {
 		p.log.InfoContext(ctx, "join refused", "token_id", tok.ID, "err", err)
 		return nil, wireError(ctx, p.log, "join", err)
 	}
-	crt, err := p.cfg.CA.IssueNode(n, j.Serial, j.Now, j.NotAfter)
+	if n.State == store.Pending {
+		p.log.InfoContext(ctx, "node waits for approval", "node", n.ID.Short(), "name", n.Name, "token_id", tok.ID)
+		return nil, fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_APPROVAL_PENDING,
+			"node "+n.Name+" waits for approval", "an administrator approves it with: bauxite-dispatch node approve "+n.Name)
+	}
+	crt, err := p.cfg.CA.IssueNode(n, c.Serial, j.Now, c.NotAfter)
 	if err != nil {
 		return nil, wireError(ctx, p.log, "join", err)
 	}
 	p.log.InfoContext(ctx, "node joined", "node", n.ID.Short(), "name", n.Name, "virtual_ip", n.Virtual4.String(), "token_id", tok.ID)
 	m := p.store.Meta()
+	psk, epoch := p.cfg.MeshKey()
 	return &dispatchv1.ProvisionResponse{
 		NodeId: n.ID.String(), Name: n.Name, CaCrt: p.cfg.CA.RootPEM(), NodeCrt: crt,
 		VirtualIp: n.Virtual4.String(), VirtualIp6: n.Virtual6.String(),
 		MeshCidr: m.CIDR.String(), MeshCidr6: m.CIDR6.String(), MeshId: m.MeshID,
-		Psk: p.cfg.PSK, PskEpoch: p.cfg.PSKEpoch,
+		Psk: psk, PskEpoch: epoch, NodeKey: key, Generation: n.Generation,
 	}, nil
 }
 
-// joinOf checks what the machine says of itself.
-func joinOf(req *dispatchv1.ProvisionRequest) (store.Join, error) {
-	bad := func(text string) (store.Join, error) {
-		return store.Join{}, fail(connect.CodeInvalidArgument, dispatchv1.ErrorReason_ERROR_REASON_CSR_INVALID, text, "")
+// issue chooses what is to be signed at now.
+func (a *API) issue(now time.Time) (store.Issue, error) {
+	serial, err := ca.NewSerial()
+	return store.Issue{Serial: serial, NotAfter: now.Add(a.cfg.CertLifetime)}, err
+}
+
+// joinOf checks what the machine says of itself. Where the hub is to make the key,
+// it is in the answer, as PEM, and nowhere else.
+func (p provisioning) joinOf(req *dispatchv1.ProvisionRequest) (j store.Join, key []byte, err error) {
+	bad := func(text string) (store.Join, []byte, error) {
+		return store.Join{}, nil, fail(connect.CodeInvalidArgument, dispatchv1.ErrorReason_ERROR_REASON_CSR_INVALID, text, "")
 	}
-	ed, err := publicKey(req.GetCsr())
+	var ed ed25519.PublicKey
+	switch {
+	case !req.GetGenerateKey():
+		ed, err = publicKey(req.GetCsr())
+	case len(req.GetCsr()) > 0:
+		return bad("csr: is there, though the hub is to make the key")
+	default:
+		ed, key, err = makeKey()
+	}
 	if err != nil {
 		return bad(err.Error())
 	}
@@ -96,10 +120,23 @@ func joinOf(req *dispatchv1.ProvisionRequest) (store.Join, error) {
 		name = chooseName(f.Hostname)
 	}
 	if !identity.ValidName(name) {
-		return store.Join{}, fail(connect.CodeInvalidArgument, dispatchv1.ErrorReason_ERROR_REASON_NAME_INVALID,
+		return store.Join{}, nil, fail(connect.CodeInvalidArgument, dispatchv1.ErrorReason_ERROR_REASON_NAME_INVALID,
 			"name is not a DNS label", "use lower-case letters, digits and hyphens, at most 63")
 	}
-	return store.Join{Ed25519: ed, X25519: x.Bytes(), Name: name, Facts: f}, nil
+	return store.Join{Ed25519: ed, X25519: x.Bytes(), ServerKey: key != nil, Name: name, Facts: f}, key, nil
+}
+
+// makeKey makes an Ed25519 key and its PEM.
+func makeKey() (ed25519.PublicKey, []byte, error) {
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("generate key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("generate key: %w", err)
+	}
+	return pub, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 // publicKey returns the key of a certificate request, whose signature proves that

@@ -2,16 +2,19 @@
 
 // Package rpc serves the hub's API over Connect. It translates between messages
 // and the packages that hold state, and decides who may call what: a caller's
-// identity is that of its TLS certificate, or of the unix socket, and never read
-// from a message.
+// identity is that of its TLS certificate, its API key or the unix socket, and
+// never read from a message.
 package rpc
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -41,10 +44,22 @@ type Config struct {
 	CA       *ca.CA
 	Feed     *topology.Feed
 	Registry *signal.Registry
-	// PSK is the mesh key that joining nodes get; nil where the operator
-	// distributes his own.
-	PSK      []byte
-	PSKEpoch uint32
+	// MeshKey returns the mesh key in force and its epoch; nil and 0 where the
+	// operator distributes his own.
+	MeshKey func() (psk []byte, epoch uint32)
+	// RotateMeshKey makes the next one; nil where the operator distributes his own.
+	RotateMeshKey func(ctx context.Context) (epoch uint32, err error)
+	// OnRevoke is told of each node that is revoked, locked, replaced or deleted,
+	// after its streams were cut; nil means nobody listens.
+	OnRevoke func(identity.PeerID)
+	// Audit signs the checkpoints of the audit log.
+	Audit ed25519.PrivateKey
+	// Backup writes the archive of CreateBackup.
+	Backup func(ctx context.Context, w io.Writer, withRootKey bool) error
+	// Database is the path of the database file, for its size.
+	Database string
+	// Version is that of the program.
+	Version string
 	// URL returns the node URL.
 	URL    func() string
 	Logger *slog.Logger
@@ -52,6 +67,12 @@ type Config struct {
 	BookmarkEvery time.Duration
 	// CertLifetime is that of nodes' certificates; zero means ca.NodeLifetime.
 	CertLifetime time.Duration
+	// AdminURL returns the URL of the admin port, empty where there is none; nil
+	// means none.
+	AdminURL func() string
+	// AdminPin is the pin of the root above the admin port's certificate; empty
+	// where that is none of this mesh's.
+	AdminPin string
 }
 
 // API is the hub's services.
@@ -60,8 +81,15 @@ type API struct {
 	store *store.Store
 	log   *slog.Logger
 	gate  *gate
+	keys  *keyring
 	// renewals bounds how many rows a node can add to the table of certificates.
-	renewals *limiter
+	renewals   *limiter
+	challenges challenger
+	started    time.Time
+
+	mu   sync.Mutex                    // guards the following
+	left map[identity.PeerID]time.Time // ends of streams that are not stored yet
+	head []byte                        // the newest signed audit checkpoint
 }
 
 // New returns the API. It panics where a procedure has no class.
@@ -73,18 +101,23 @@ func New(cfg Config) *API {
 	if cfg.CertLifetime == 0 {
 		cfg.CertLifetime = ca.NodeLifetime
 	}
-	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter()}
+	if cfg.AdminURL == nil {
+		cfg.AdminURL = func() string { return "" }
+	}
+	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter(), started: time.Now(), left: make(map[identity.PeerID]time.Time)}
+	a.keys = newKeyring(a.store, a.log)
 	a.gate = &gate{
-		live: make(map[identity.PeerID]map[*context.CancelCauseFunc]struct{}),
-		admit: func(ctx context.Context, id identity.PeerID) error {
-			err := a.store.Admit(ctx, id, nil)
+		live:    make(map[subject]map[*context.CancelCauseFunc]struct{}),
+		recheck: a.keys.recheck,
+		admit: func(ctx context.Context, id identity.PeerID) (store.Standing, error) {
+			st, err := a.store.Admit(ctx, id, nil)
 			if errors.Is(err, store.ErrNotFound) {
 				err = store.ErrNodeRevoked
 			}
 			if err != nil {
-				return wireError(ctx, a.log, "admit node", err)
+				return st, wireError(ctx, a.log, "admit node", err)
 			}
-			return nil
+			return st, nil
 		},
 	}
 	return a
@@ -139,11 +172,11 @@ func (a *API) NodeHandler() http.Handler {
 	})
 }
 
-// AdminHandler serves the unix socket. Whoever can open it is an administrator.
+// AdminHandler serves the unix socket. Whoever can open it may do all.
 func (a *API) AdminHandler() http.Handler {
 	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{class: admin})))
+		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{class: socket})))
 	})
 }
 
@@ -170,7 +203,7 @@ func (a *API) Revoke(ctx context.Context, id identity.PeerID, reason string) err
 	if err := a.store.RevokeNode(ctx, id, reason); err != nil {
 		return err
 	}
-	a.gate.cut(id)
+	a.dropped(id)
 	a.log.InfoContext(ctx, "node revoked", "node", id.Short(), "reason", reason)
 	return nil
 }

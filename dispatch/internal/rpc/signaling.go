@@ -20,8 +20,11 @@ type signalStream = connect.BidiStream[dispatchv1.ExchangeCandidatesRequest, dis
 
 func (s signaling) ExchangeCandidates(ctx context.Context, stream *signalStream) error {
 	me := callerOf(ctx)
-	st := s.cfg.Registry.Open(me.id)
-	defer st.Close()
+	st := s.cfg.Registry.Open(me.id, me.standing.Site)
+	defer func() {
+		st.Close()
+		s.seen(me.id)
+	}()
 	ready := &dispatchv1.ExchangeCandidatesResponse{
 		Event: &dispatchv1.ExchangeCandidatesResponse_Ready{Ready: &dispatchv1.SignalReady{}},
 	}
@@ -128,10 +131,10 @@ func (s signaling) relay(ctx context.Context, st *signal.Stream, m *dispatchv1.E
 
 // absent says why a node has no stream.
 func (s signaling) absent(ctx context.Context, id identity.PeerID) dispatchv1.UndeliverableReason {
-	switch err := s.store.Admit(ctx, id, nil); {
+	switch _, err := s.store.Admit(ctx, id, nil); {
 	case errors.Is(err, store.ErrNotFound):
 		return dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_UNKNOWN
-	case errors.Is(err, store.ErrNodeRevoked):
+	case errors.Is(err, store.ErrNodeRevoked), errors.Is(err, store.ErrNodeLocked):
 		return dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_DENIED
 	}
 	return dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_OFFLINE

@@ -5,6 +5,8 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/topology"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
@@ -25,10 +28,24 @@ type topologyService struct {
 type watchStream = connect.ServerStream[dispatchv1.WatchTopologyResponse]
 
 func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.WatchTopologyRequest, stream *watchStream) error {
-	w, err := t.cfg.Feed.Start(ctx, req.GetEpoch(), req.GetRv())
+	me := callerOf(ctx)
+	r := topology.Request{Node: me.id, Site: me.standing.Site, Epoch: req.GetEpoch(), RV: req.GetRv(), Lazy: req.GetLazy()}
+	for _, text := range req.GetInterests() {
+		id, err := identity.ParsePeerID(text)
+		if err != nil {
+			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("interests: %w", err))
+		}
+		r.Interests = append(r.Interests, id)
+	}
+	w, err := t.cfg.Feed.Start(ctx, r)
+	if errors.Is(err, topology.ErrInterests) {
+		return connect.NewError(connect.CodeInvalidArgument, err)
+	}
 	if err != nil {
 		return wireError(ctx, t.log, "watch topology", err)
 	}
+	defer w.Close()
+	t.witness(ctx, me.id, req.GetCheckpoint())
 	send := sender(ctx, stream)
 	if err := t.catchUp(w, stream, send); err != nil {
 		return err
@@ -40,14 +57,12 @@ func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.Watc
 		events, err := w.Next(ctx, buf, tick.C)
 		switch {
 		case errors.Is(err, topology.ErrLagged):
-			return stream.Send(&topology.Message{Event: &dispatchv1.WatchTopologyResponse_Resync{
-				Resync: &dispatchv1.Resync{Reason: "too far behind"},
-			}})
+			return fail(connect.CodeAborted, dispatchv1.ErrorReason_ERROR_REASON_UNSPECIFIED, "too far behind", "come back with what you have")
 		case err != nil:
 			return ended(ctx)
 		case len(events) == 0:
 			err = stream.Send(&topology.Message{Event: &dispatchv1.WatchTopologyResponse_Bookmark{
-				Bookmark: &dispatchv1.Bookmark{Rv: w.Sent(), ServerTime: time.Now().UnixMicro()},
+				Bookmark: &dispatchv1.Bookmark{Rv: w.Sent(), ServerTime: time.Now().UnixMicro(), Checkpoint: t.checkpoint()},
 			}})
 		default:
 			err = sendAll(send, events)
@@ -67,8 +82,9 @@ func (t topologyService) catchUp(w *topology.Watch, stream *watchStream, send fu
 			return err
 		}
 	}
+	_, epoch := t.cfg.MeshKey()
 	err := stream.Send(&topology.Message{Event: &dispatchv1.WatchTopologyResponse_Synced{Synced: &dispatchv1.Synced{
-		Epoch: t.store.Meta().Epoch, Rv: w.RV, PolicyVersion: w.Policy, Snapshot: w.Snapshot,
+		Epoch: t.store.Meta().Epoch, Rv: w.RV, PolicyVersion: w.State.Policy, Snapshot: w.Snapshot, Lazy: w.Lazy, PskEpoch: epoch,
 	}}})
 	if err != nil {
 		return err
@@ -77,12 +93,58 @@ func (t topologyService) catchUp(w *topology.Watch, stream *watchStream, send fu
 		return err
 	}
 	w.Chunks, w.Backlog = nil, nil
-	// After the cursor was taken, so that no change falls between.
+	// After the watch was begun, so that no change falls between.
 	var online []topology.Event
-	t.cfg.Registry.Online(func(id identity.PeerID, instance uint64) {
-		online = append(online, topology.EncodePresence(id, true, instance))
-	})
+	if w.Lazy {
+		for _, id := range w.Interested() {
+			if site, instance, ok := t.cfg.Registry.Lookup(id); ok {
+				online = append(online, topology.EncodePresence(id, site, true, instance))
+			}
+		}
+	} else {
+		t.cfg.Registry.Online(func(id identity.PeerID, site string, instance uint64) {
+			if w.Wants(site, id) {
+				online = append(online, topology.EncodePresence(id, site, true, instance))
+			}
+		})
+	}
 	return sendAll(send, online)
+}
+
+// ResolvePeer finds one node and lets the caller's watch follow it.
+func (t topologyService) ResolvePeer(ctx context.Context, req *dispatchv1.ResolvePeerRequest) (*dispatchv1.ResolvePeerResponse, error) {
+	var n store.Node
+	var err error
+	switch by := req.GetBy().(type) {
+	case *dispatchv1.ResolvePeerRequest_VirtualIp:
+		a, perr := netip.ParseAddr(by.VirtualIp)
+		if perr != nil {
+			return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("virtual_ip is not an address"))
+		}
+		n, err = t.store.NodeByAddr(ctx, a)
+	case *dispatchv1.ResolvePeerRequest_Name:
+		n, err = t.store.NodeByName(ctx, by.Name)
+	case *dispatchv1.ResolvePeerRequest_NodeId:
+		id, perr := identity.ParsePeerID(by.NodeId)
+		if perr != nil {
+			return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("node_id is not a PeerID"))
+		}
+		n, err = t.store.NodeByID(ctx, id)
+	default:
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("virtual_ip, name or node_id is missing"))
+	}
+	if err == nil && !n.Visible() {
+		err = fmt.Errorf("node: %w", store.ErrNotFound)
+	}
+	if err != nil {
+		return nil, wireError(ctx, t.log, "resolve peer", err)
+	}
+	if err := t.cfg.Feed.Follow(callerOf(ctx).id, n.ID); err != nil {
+		return nil, connect.NewError(connect.CodeResourceExhausted, err)
+	}
+	res := &dispatchv1.ResolvePeerResponse{Peer: topology.Peer(&n)}
+	_, res.Instance, res.Online = t.cfg.Registry.Lookup(n.ID)
+	return res, nil
 }
 
 func sendAll(send func([]byte) error, events []topology.Event) error {

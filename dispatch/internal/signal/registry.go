@@ -43,7 +43,7 @@ type Envelope struct {
 
 // Registry knows the open streams. It is safe for concurrent use.
 type Registry struct {
-	presence func(id identity.PeerID, online bool, instance uint64)
+	presence func(id identity.PeerID, site string, online bool, instance uint64)
 
 	mu       sync.Mutex // guards the following
 	streams  map[identity.PeerID]*Stream
@@ -53,7 +53,7 @@ type Registry struct {
 // NewRegistry returns an empty registry. presence is called, in order and never
 // concurrently, whenever a node comes, comes anew, or goes; it must not block nor
 // call back.
-func NewRegistry(presence func(id identity.PeerID, online bool, instance uint64)) *Registry {
+func NewRegistry(presence func(id identity.PeerID, site string, online bool, instance uint64)) *Registry {
 	return &Registry{
 		presence: presence,
 		streams:  make(map[identity.PeerID]*Stream),
@@ -65,6 +65,7 @@ func NewRegistry(presence func(id identity.PeerID, online bool, instance uint64)
 // Stream is the one signalling stream of a node.
 type Stream struct {
 	ID       identity.PeerID
+	Site     string // the node's scope
 	Instance uint64
 
 	reg   *Registry
@@ -78,9 +79,9 @@ type Stream struct {
 
 // Open registers the stream of a node. An older one of the same node is closed:
 // the newest wins, because the older is mostly one whose end nobody has noticed.
-func (r *Registry) Open(id identity.PeerID) *Stream {
+func (r *Registry) Open(id identity.PeerID, site string) *Stream {
 	s := &Stream{
-		ID: id, reg: r, queue: make(chan Envelope, QueueLen), gone: make(chan struct{}),
+		ID: id, Site: site, reg: r, queue: make(chan Envelope, QueueLen), gone: make(chan struct{}),
 		tokens: Burst, filled: time.Now(),
 	}
 	r.mu.Lock()
@@ -91,7 +92,7 @@ func (r *Registry) Open(id identity.PeerID) *Stream {
 	r.instance++
 	s.Instance = r.instance
 	r.streams[id] = s
-	r.presence(id, true, s.Instance)
+	r.presence(id, site, true, s.Instance)
 	return s
 }
 
@@ -101,7 +102,7 @@ func (s *Stream) Close() {
 	defer s.reg.mu.Unlock()
 	if s.reg.streams[s.ID] == s {
 		delete(s.reg.streams, s.ID)
-		s.reg.presence(s.ID, false, s.Instance)
+		s.reg.presence(s.ID, s.Site, false, s.Instance)
 	}
 }
 
@@ -147,10 +148,28 @@ func (s *Stream) Allow() bool {
 
 // Online calls f for every node that has a stream, in no order. f must not call
 // back.
-func (r *Registry) Online(f func(id identity.PeerID, instance uint64)) {
+func (r *Registry) Online(f func(id identity.PeerID, site string, instance uint64)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, s := range r.streams {
-		f(id, s.Instance)
+		f(id, s.Site, s.Instance)
 	}
+}
+
+// Lookup returns the stream of a node, where it has one.
+func (r *Registry) Lookup(id identity.PeerID) (site string, instance uint64, online bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.streams[id]
+	if s == nil {
+		return "", 0, false
+	}
+	return s.Site, s.Instance, true
+}
+
+// Count returns how many nodes have a stream.
+func (r *Registry) Count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.streams)
 }

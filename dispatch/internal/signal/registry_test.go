@@ -21,21 +21,21 @@ func TestPresence(t *testing.T) {
 	}
 	var got []event
 	var instances []uint64
-	r := NewRegistry(func(id identity.PeerID, online bool, instance uint64) {
+	r := NewRegistry(func(id identity.PeerID, _ string, online bool, instance uint64) {
 		got = append(got, event{id, online})
 		instances = append(instances, instance)
 	})
-	a1 := r.Open(a)
-	a2 := r.Open(a)
+	a1 := r.Open(a, "")
+	a2 := r.Open(a, "")
 	select {
 	case <-a1.Gone():
 	default:
 		t.Error("the older stream was not told")
 	}
 	a1.Close() // late: must not take the newer one down
-	b1 := r.Open(b)
+	b1 := r.Open(b, "")
 	online := 0
-	r.Online(func(identity.PeerID, uint64) { online++ })
+	r.Online(func(identity.PeerID, string, uint64) { online++ })
 	if online != 2 {
 		t.Errorf("%d online, want 2", online)
 	}
@@ -52,8 +52,8 @@ func TestPresence(t *testing.T) {
 }
 
 func TestSend(t *testing.T) {
-	r := NewRegistry(func(identity.PeerID, bool, uint64) {})
-	sa, sb := r.Open(a), r.Open(b)
+	r := NewRegistry(func(identity.PeerID, string, bool, uint64) {})
+	sa, sb := r.Open(a, ""), r.Open(b, "")
 	for i := range QueueLen {
 		if got := sa.Send(b, []byte{byte(i)}); got != Delivered {
 			t.Fatalf("message %d: %v", i, got)
@@ -84,7 +84,7 @@ func TestSend(t *testing.T) {
 
 func TestAllow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := NewRegistry(func(identity.PeerID, bool, uint64) {}).Open(a)
+		s := NewRegistry(func(identity.PeerID, string, bool, uint64) {}).Open(a, "")
 		take := func() (n int) {
 			for s.Allow() {
 				n++

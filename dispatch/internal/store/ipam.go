@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store/internal/db"
 )
 
 // quarantine is how long a released address stays unused, so that a peer that was
@@ -40,31 +42,50 @@ func (m Meta) Addresses(index uint32) (v4, v6 netip.Addr) {
 	return netip.AddrFrom4(a), netip.AddrFrom16(b)
 }
 
+// index is the inverse of Addresses.
+func (m Meta) index(a netip.Addr) (uint32, bool) {
+	var i uint32
+	switch a = a.Unmap(); {
+	case a.Is4() && m.CIDR.Contains(a):
+		x, base := a.As4(), m.CIDR.Addr().As4()
+		i = binary.BigEndian.Uint32(x[:]) - binary.BigEndian.Uint32(base[:])
+	case a.Is6() && m.CIDR6.Contains(a):
+		x, base := a.As16(), m.CIDR6.Addr().As16()
+		i = binary.BigEndian.Uint32(x[12:]) - binary.BigEndian.Uint32(base[12:])
+	default:
+		return 0, false
+	}
+	v4, v6 := m.Addresses(i)
+	return i, a == v4 || a == v6
+}
+
 // lastIndex is the highest index for a node: the one below the broadcast address.
 func (m Meta) lastIndex() uint32 { return 1<<(32-m.CIDR.Bits()) - 2 }
 
 // allocate takes the lowest free index: one whose quarantine is over, else the
 // next that was never used. Every released index is below that one.
-func (t *tx) allocate(m Meta, now time.Time) (index uint32, err error) {
-	err = t.row(`DELETE FROM ip_quarantine WHERE ip =
-		(SELECT ip FROM ip_quarantine WHERE until <= ? ORDER BY ip LIMIT 1) RETURNING ip`, now.UnixMicro()).Scan(&index)
+func (t *tx) allocate(m Meta, now time.Time) (uint32, error) {
+	index, err := t.q.TakeQuarantined(bg, now.UnixMicro())
 	if err == nil {
-		return index, nil
+		return uint32(index), nil
 	}
 	if !errors.Is(err, sql.ErrNoRows) {
 		return 0, fmt.Errorf("reuse address: %w", err)
 	}
-	err = t.row(`UPDATE meta SET ip_next = ip_next + 1 WHERE id = 1 AND ip_next <= ? RETURNING ip_next - 1`, m.lastIndex()).Scan(&index)
+	next, err := t.q.TakeNextIP(bg, int64(m.lastIndex()))
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, fmt.Errorf("%w in %v", ErrExhausted, m.CIDR)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("take address: %w", err)
 	}
-	return index, nil
+	return uint32(next - 1), nil
 }
 
 func (t *tx) release(index uint32, now time.Time) error {
-	_, err := t.exec(`INSERT INTO ip_quarantine (ip, until) VALUES (?, ?)`, index, now.Add(quarantine).UnixMicro())
-	return err
+	err := t.q.QuarantineIP(bg, db.QuarantineIPParams{Ip: int64(index), Until: now.Add(quarantine).UnixMicro()})
+	if err != nil {
+		return fmt.Errorf("release address: %w", err)
+	}
+	return nil
 }

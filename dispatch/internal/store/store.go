@@ -33,6 +33,7 @@ import (
 	_ "modernc.org/sqlite" // the "sqlite" driver
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store/internal/db"
 )
 
 //go:embed migrations/*.sql
@@ -51,7 +52,22 @@ var (
 	// ErrKeyMismatch means that a node asked to renew with another key than its own.
 	ErrKeyMismatch = errors.New("key is not the one that the node joined with")
 	ErrNodeRevoked = errors.New("node is revoked")
-	ErrExhausted   = errors.New("mesh prefix has no free address")
+	// ErrNodeLocked means that the node's identity seems to be in two places.
+	ErrNodeLocked = errors.New("node is locked: its identity may have been copied")
+	// ErrRekey means that the hub made the node's key and the node has not
+	// replaced it yet.
+	ErrRekey = errors.New("node must replace the key that the hub made")
+	// ErrCSRRequired means that the token does not allow the hub to make the key.
+	ErrCSRRequired = errors.New("join token requires a certificate request")
+	// ErrRecoveryExhausted means that the node has used up its recoveries.
+	ErrRecoveryExhausted = errors.New("node has used up its recoveries")
+	// ErrConflict means that the object has changed since the caller read it.
+	ErrConflict = errors.New("changed by somebody else meanwhile")
+	// ErrNameTaken means that another node has the name.
+	ErrNameTaken = errors.New("name is taken")
+	// ErrAmbiguous means that a prefix stands for more than one node.
+	ErrAmbiguous = errors.New("more than one node begins so")
+	ErrExhausted = errors.New("mesh prefix has no free address")
 )
 
 // Meta is the one row that describes the whole mesh.
@@ -65,7 +81,11 @@ type Meta struct {
 
 // Event is one committed change, encoded as watchers get it.
 type Event struct {
-	RV      uint64
+	RV uint64
+	// Scope is the site whose watchers get it, or ScopeAll.
+	Scope string
+	// Node is whom it is about; zero where about nobody in particular.
+	Node    identity.PeerID
 	Encoded []byte
 }
 
@@ -81,6 +101,9 @@ type Config struct {
 	// rv, before the writers are answered. It must not block. nil means nobody
 	// listens.
 	Publish func([]Event)
+	// Observe is called after each commit with the number of operations in it and
+	// how long they took together. nil means nobody counts.
+	Observe func(ops int, took time.Duration)
 	// Logger nil discards.
 	Logger *slog.Logger
 }
@@ -90,11 +113,15 @@ type Store struct {
 	meta    Meta
 	log     *slog.Logger
 	publish func([]Event)
+	observe func(int, time.Duration)
 	encode  func(uint64, Change) ([]byte, error)
 	path    string
 
-	write *sql.DB
-	read  *sql.DB
+	write, read *sql.DB
+	// wq and rq are the prepared queries of the two.
+	wq, rq *db.Queries
+
+	auditWake wake
 
 	ops     chan *op
 	closing chan struct{}
@@ -107,7 +134,7 @@ type Store struct {
 // writer. Close it after use.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{
-		log: cfg.Logger, publish: cfg.Publish, encode: cfg.Encode, path: cfg.Path,
+		log: cfg.Logger, publish: cfg.Publish, observe: cfg.Observe, encode: cfg.Encode, path: cfg.Path,
 		ops: make(chan *op), closing: make(chan struct{}), done: make(chan struct{}),
 	}
 	if s.log == nil {
@@ -127,8 +154,14 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err = s.prepare(ctx, cfg.Init); err == nil {
 		s.read, err = openDB(cfg.Path, "_pragma=query_only(1)", readers)
 	}
+	if err == nil {
+		s.rq, err = db.Prepare(ctx, s.read)
+	}
 	if err != nil {
 		_ = s.write.Close()
+		if s.read != nil {
+			_ = s.read.Close()
+		}
 		return nil, err
 	}
 	go s.run()
@@ -147,6 +180,23 @@ func openDB(path, opt string, conns int) (*sql.DB, error) {
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
 	return db, nil
+}
+
+// SchemaVersion returns the version of the schema that this program wants.
+func SchemaVersion() int64 {
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return 0
+	}
+	names, err := fs.Glob(sub, "*.sql")
+	if err != nil || len(names) == 0 {
+		return 0
+	}
+	v, err := goose.NumericComponent(names[len(names)-1])
+	if err != nil {
+		return 0
+	}
+	return v
 }
 
 func (s *Store) prepare(ctx context.Context, ini Meta) error {
@@ -187,18 +237,20 @@ func backup(ctx context.Context, db *sql.DB, to string) error {
 	return os.Chmod(to, 0o600)
 }
 
-func (s *Store) loadMeta(ctx context.Context, ini Meta) error {
-	var cidr, cidr6 string
-	row := s.write.QueryRowContext(ctx, `SELECT epoch, mesh_id, mesh_cidr, mesh_cidr6 FROM meta WHERE id = 1`)
-	err := row.Scan(&s.meta.Epoch, &s.meta.MeshID, &cidr, &cidr6)
+func (s *Store) loadMeta(ctx context.Context, ini Meta) (err error) {
+	if s.wq, err = db.Prepare(ctx, s.write); err != nil {
+		return fmt.Errorf("read database %s: %w", s.path, err)
+	}
+	row, err := s.wq.GetMeta(ctx)
 	if errors.Is(err, sql.ErrNoRows) {
 		s.meta = ini
 		if s.meta.Epoch, err = newEpoch(); err != nil {
 			return err
 		}
-		_, err = s.write.ExecContext(ctx,
-			`INSERT INTO meta (id, epoch, mesh_id, mesh_cidr, mesh_cidr6, created) VALUES (1, ?, ?, ?, ?, ?)`,
-			s.meta.Epoch, ini.MeshID, ini.CIDR.String(), ini.CIDR6.String(), time.Now().UnixMicro())
+		err = s.wq.InsertMeta(ctx, db.InsertMetaParams{
+			Epoch: int64(s.meta.Epoch), MeshID: ini.MeshID, MeshCidr: ini.CIDR.String(), MeshCidr6: ini.CIDR6.String(),
+			Created: time.Now().UnixMicro(),
+		})
 		if err != nil {
 			return fmt.Errorf("write mesh settings: %w", err)
 		}
@@ -207,10 +259,11 @@ func (s *Store) loadMeta(ctx context.Context, ini Meta) error {
 	if err != nil {
 		return fmt.Errorf("read mesh settings: %w", err)
 	}
-	if s.meta.CIDR, err = netip.ParsePrefix(cidr); err != nil {
+	s.meta.Epoch, s.meta.MeshID = uint64(row.Epoch), row.MeshID
+	if s.meta.CIDR, err = netip.ParsePrefix(row.MeshCidr); err != nil {
 		return fmt.Errorf("read mesh settings: %w", err)
 	}
-	if s.meta.CIDR6, err = netip.ParsePrefix(cidr6); err != nil {
+	if s.meta.CIDR6, err = netip.ParsePrefix(row.MeshCidr6); err != nil {
 		return fmt.Errorf("read mesh settings: %w", err)
 	}
 	return nil
@@ -244,19 +297,45 @@ func (s *Store) Close() error {
 }
 
 // view runs f with a consistent read-only view of the database.
-func (s *Store) view(ctx context.Context, f func(*sql.Tx) error) error {
+func (s *Store) view(ctx context.Context, f func(*db.Queries) error) error {
 	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	return f(tx)
+	return f(s.rq.WithTx(tx))
+}
+
+// State is the row of meta that changes.
+type State struct {
+	RV uint64
+	// Policy is the number of the newest activation.
+	Policy   uint64
+	PSKEpoch uint32
+	// AuditSeq is the number of the newest audit entry and AuditHead its hash.
+	AuditSeq  uint64
+	AuditHead []byte
+	Created   time.Time
+}
+
+// State returns where the mesh is now.
+func (s *Store) State(ctx context.Context) (State, error) { return state(ctx, s.rq) }
+
+func state(ctx context.Context, q *db.Queries) (State, error) {
+	m, err := q.GetMeta(ctx)
+	if err != nil {
+		return State{}, fmt.Errorf("read mesh state: %w", err)
+	}
+	return State{
+		RV: uint64(m.Rv), Policy: uint64(m.PolicyGeneration), PSKEpoch: uint32(m.PskEpoch),
+		AuditSeq: uint64(m.AuditSeq), AuditHead: m.AuditHead, Created: time.UnixMicro(m.Created),
+	}, nil
 }
 
 // Version returns the newest committed rv.
-func (s *Store) Version(ctx context.Context) (rv uint64, err error) {
-	err = s.read.QueryRowContext(ctx, `SELECT rv FROM meta WHERE id = 1`).Scan(&rv)
-	return rv, err
+func (s *Store) Version(ctx context.Context) (uint64, error) {
+	st, err := s.State(ctx)
+	return st.RV, err
 }
 
 func peerID(b []byte) (id identity.PeerID, err error) {

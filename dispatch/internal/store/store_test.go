@@ -28,6 +28,8 @@ var testMeta = Meta{
 	MeshID: "m", CIDR: netip.MustParsePrefix("10.9.0.0/16"), CIDR6: netip.MustParsePrefix("fd00::/64"),
 }
 
+func all(*Event) bool { return true }
+
 type fixture struct {
 	*Store
 	path string
@@ -105,7 +107,7 @@ func TestReopen(t *testing.T) {
 	if f.Meta() != meta || meta.Epoch == 0 {
 		t.Errorf("meta = %+v, want %+v", f.Meta(), meta)
 	}
-	snap, err := f.Snapshot(ctx)
+	snap, err := f.Snapshot(ctx, "", nil)
 	if err != nil || snap.RV != 1 || len(snap.Nodes) != 1 || snap.Nodes[0].ID != n.ID || !slices.Equal(snap.Nodes[0].Tags, n.Tags) {
 		t.Errorf("snapshot = %+v, %v", snap, err)
 	}
@@ -172,7 +174,7 @@ func TestEnroll(t *testing.T) {
 	if _, err := f.Enroll(ctx, with(first, func(*Join) {})); !errors.Is(err, ErrNodeRevoked) {
 		t.Errorf("revoked node = %v, want ErrNodeRevoked", err)
 	}
-	if err := f.Admit(ctx, want.ID, first.Serial); !errors.Is(err, ErrNodeRevoked) {
+	if _, err := f.Admit(ctx, want.ID, first.Serial); !errors.Is(err, ErrNodeRevoked) {
 		t.Errorf("admit = %v, want ErrNodeRevoked", err)
 	}
 }
@@ -218,7 +220,7 @@ func TestIPAM(t *testing.T) {
 		now = now.Add(time.Duration(rng.IntN(4)) * time.Hour)
 		if rng.IntN(3) == 0 && len(nodes) > 0 {
 			i := rng.IntN(len(nodes))
-			if err := f.DeleteNode(ctx, nodes[i].id, now); err != nil {
+			if err := f.Delete(ctx, nodes[i].id, "delete", now); err != nil {
 				t.Fatal(err)
 			}
 			freeAt[nodes[i].index] = now.Add(quarantine)
@@ -283,7 +285,7 @@ func TestWriter(t *testing.T) {
 		wg.Go(func() {
 			if i%4 == 0 {
 				err := f.update(ctx, func(tx *tx) error {
-					if _, err := tx.addPolicy([]byte("x"), "test"); err != nil {
+					if _, err := tx.addPolicy([]byte("x")); err != nil {
 						return err
 					}
 					return bad
@@ -308,7 +310,7 @@ func TestWriter(t *testing.T) {
 	if len(events) != 150 {
 		t.Fatalf("%d events, want 150", len(events))
 	}
-	stored, _, err := f.Since(ctx, 0)
+	stored, _, err := f.Since(ctx, 0, all)
 	if err != nil || len(stored) != len(events) {
 		t.Fatalf("%d stored events, %v", len(stored), err)
 	}
@@ -332,25 +334,25 @@ func TestCompact(t *testing.T) {
 	ctx := context.Background()
 	f := open(t, "", testMeta)
 	for range 10 {
-		if _, err := f.AddPolicy(ctx, []byte("{}"), "test"); err != nil {
+		if _, err := f.AddPolicy(ctx, []byte("{}")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := f.Compact(ctx, 3); err != nil {
 		t.Fatal(err)
 	}
-	if e, p, err := f.Since(ctx, 7); err != nil || len(e) != 3 || p != 10 || string(e[2].Encoded) != "10/10" {
-		t.Errorf("since 7 = %v, policy %d, %v", e, p, err)
+	if e, st, err := f.Since(ctx, 7, all); err != nil || len(e) != 3 || st.Policy != 10 || string(e[2].Encoded) != "10/10" {
+		t.Errorf("since 7 = %v, %+v, %v", e, st, err)
 	}
 	for _, rv := range []uint64{0, 6, 11} {
-		if _, _, err := f.Since(ctx, rv); !errors.Is(err, ErrCompacted) {
+		if _, _, err := f.Since(ctx, rv, all); !errors.Is(err, ErrCompacted) {
 			t.Errorf("since %d = %v, want ErrCompacted", rv, err)
 		}
 	}
 	if err := f.Compact(ctx, 100); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := f.Since(ctx, 7); err != nil {
+	if _, _, err := f.Since(ctx, 7, all); err != nil {
 		t.Errorf("compacting less must not take anything back: %v", err)
 	}
 	if err := f.InitPolicy(ctx, []byte("other")); err != nil {

@@ -5,13 +5,14 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/audit"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store/internal/db"
 )
 
 const (
@@ -21,44 +22,90 @@ const (
 	maxBatchTime = 2 * time.Millisecond
 )
 
+// Scopes that are no site.
+const (
+	// ScopeAll is the scope of a change that all watchers see.
+	ScopeAll = "*"
+	// ScopeNone is that of a change that no node sees, only who looks after them.
+	ScopeNone = "-"
+)
+
+// bg is the writer's context: its transaction outlives those of the callers.
+var bg = context.Background()
+
 // tx is what a write operation works on. It is used by the writer goroutine only.
 type tx struct {
 	raw     *sql.Tx
+	q       *db.Queries
+	ctx     context.Context // of the operation that runs
+	now     time.Time
 	changes []Change
+	events  []audit.Event
 }
 
-// Change is one line of the log, before it has an rv.
+// audit records what the operation did. Every operation that somebody asked for
+// calls it; detail is JSON or empty and holds no secret.
+func (t *tx) audit(action, target, detail string) {
+	t.events = append(t.events, audit.Event{Actor: ActorOf(t.ctx), Action: action, Target: target, Detail: detail})
+}
+
+type actorKey struct{}
+
+// WithActor returns a context whose mutations are audited as done by actor:
+// "node:<PeerID>", "user:<name>", "key:<id>", "socket" or "hub".
+func WithActor(ctx context.Context, actor string) context.Context {
+	return context.WithValue(ctx, actorKey{}, actor)
+}
+
+// ActorOf returns the actor of WithActor, "hub" where there is none.
+func ActorOf(ctx context.Context) string {
+	if a, ok := ctx.Value(actorKey{}).(string); ok && a != "" {
+		return a
+	}
+	return "hub"
+}
+
+// Change is one line of the log, before it has an rv. The zero value says that
+// another policy is in force.
 type Change struct {
-	// Upsert is a node that is new or different, Delete one that is gone. Both
-	// are zero where only the policy changed.
+	// Scope is the site whose watchers see it; empty is the default site, ScopeAll
+	// all. Policies, denials and mesh keys are for all.
+	Scope string
+	// Upsert is a node that is new or different, Delete one that is gone.
 	Upsert *Node
 	Delete identity.PeerID
-	// Policy is the version in force after the change.
+	// Moved says of a Delete that the node is still in the mesh, in another scope:
+	// whoever has asked for it by name keeps it.
+	Moved bool
+	// Denials are further ones.
+	Denials []Denial
+	// PSKEpoch is the new one, where it has changed.
+	PSKEpoch uint32
+	// Policy is the number of the newest activation. The writer sets it.
 	Policy uint64
 }
 
-func (c Change) describe() (kind string, key []byte) {
+func (c *Change) describe() (kind string, node identity.PeerID) {
 	switch {
 	case c.Upsert != nil:
-		return "node", c.Upsert.ID[:]
+		return "node", c.Upsert.ID
+	case c.Moved:
+		return "node-moved", identity.PeerID{}
 	case !c.Delete.IsZero():
-		return "node-gone", c.Delete[:]
+		return "node-gone", c.Delete
+	case len(c.Denials) > 0:
+		return "denial", identity.PeerID{}
+	case c.PSKEpoch != 0:
+		return "psk", identity.PeerID{}
 	}
-	return "policy", binary.BigEndian.AppendUint64(nil, c.Policy)
+	return "policy", identity.PeerID{}
 }
 
-// The writer's transaction outlives the callers' contexts, so these take none.
+func (t *tx) change(c Change) { t.changes = append(t.changes, c) }
 
-func (t *tx) exec(query string, args ...any) (int64, error) {
-	r, err := t.raw.ExecContext(context.Background(), query, args...)
-	if err != nil {
-		return 0, err
-	}
-	return r.RowsAffected()
-}
-
-func (t *tx) row(query string, args ...any) *sql.Row {
-	return t.raw.QueryRowContext(context.Background(), query, args...)
+func (t *tx) exec(query string) error {
+	_, err := t.raw.ExecContext(bg, query)
+	return err
 }
 
 type op struct {
@@ -99,8 +146,8 @@ func (s *Store) run() {
 // batch runs first and whatever else arrives meanwhile in one transaction.
 func (s *Store) batch(first *op) {
 	var batch []*op
-	events, err := s.commit(func(t *tx) error {
-		start := time.Now()
+	start := time.Now()
+	events, audited, err := s.commit(func(t *tx) error {
 		for o := first; ; {
 			batch = append(batch, o)
 			if err := t.run(o); err != nil {
@@ -125,6 +172,12 @@ func (s *Store) batch(first *op) {
 	if err == nil && len(events) > 0 && s.publish != nil {
 		s.publish(events)
 	}
+	if err == nil && audited {
+		s.auditWake.all()
+	}
+	if s.observe != nil {
+		s.observe(len(batch), time.Since(start))
+	}
 	for _, o := range batch {
 		if o.err == nil {
 			o.err = err
@@ -139,72 +192,132 @@ func (t *tx) run(o *op) error {
 	if o.err = o.ctx.Err(); o.err != nil {
 		return nil
 	}
-	if _, err := t.exec("SAVEPOINT op"); err != nil {
+	if err := t.exec("SAVEPOINT op"); err != nil {
 		return err
 	}
-	kept := len(t.changes)
+	t.ctx = o.ctx
+	changes, events := len(t.changes), len(t.events)
 	if o.err = o.do(t); o.err != nil {
-		t.changes = t.changes[:kept]
-		if _, err := t.exec("ROLLBACK TO op"); err != nil {
+		t.changes, t.events = t.changes[:changes], t.events[:events]
+		if err := t.exec("ROLLBACK TO op"); err != nil {
 			return err
 		}
 	}
-	_, err := t.exec("RELEASE op")
-	return err
+	return t.exec("RELEASE op")
 }
 
-// commit runs fill in a transaction, then numbers the changes from the one row
-// that all writers lock last, so that the order of commits is the order of rv.
-func (s *Store) commit(fill func(*tx) error) (events []Event, err error) {
-	raw, err := s.write.BeginTx(context.Background(), nil)
+// commit runs fill in a transaction, then numbers the changes and the audit
+// entries from the one row that all writers lock last, so that the order of
+// commits is the order of both.
+func (s *Store) commit(fill func(*tx) error) (events []Event, audited bool, err error) {
+	raw, err := s.write.BeginTx(bg, nil)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	t := &tx{raw: raw}
+	t := &tx{raw: raw, q: s.wq.WithTx(raw), now: time.Now()}
 	defer func() {
 		if err != nil {
 			_ = raw.Rollback()
 		}
 	}()
 	if err = fill(t); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if len(t.changes) > 0 {
 		if events, err = s.number(t); err != nil {
-			return nil, err
+			return nil, false, err
+		}
+	}
+	if len(t.events) > 0 {
+		if err = t.chain(); err != nil {
+			return nil, false, err
 		}
 	}
 	if err = raw.Commit(); err != nil {
-		return nil, fmt.Errorf("commit: %w", err)
+		return nil, false, fmt.Errorf("commit: %w", err)
 	}
-	return events, nil
+	return events, len(t.events) > 0, nil
 }
 
 func (s *Store) number(t *tx) ([]Event, error) {
-	var policy uint64
-	err := t.row(`SELECT version FROM policy_active WHERE scope = ''`).Scan(&policy)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return nil, fmt.Errorf("read active policy: %w", err)
-	}
-	n := uint64(len(t.changes))
-	var rv uint64
-	if err := t.row(`UPDATE meta SET rv = rv + ? WHERE id = 1 RETURNING rv`, n).Scan(&rv); err != nil {
+	n := int64(len(t.changes))
+	rv, err := t.q.AllocateRV(bg, n)
+	if err != nil {
 		return nil, fmt.Errorf("allocate rv: %w", err)
+	}
+	m, err := t.q.GetMeta(bg)
+	if err != nil {
+		return nil, fmt.Errorf("read mesh state: %w", err)
 	}
 	rv -= n
 	events := make([]Event, 0, n)
 	for _, c := range t.changes {
 		rv++
-		c.Policy = policy
-		b, err := s.encode(rv, c)
+		c.Policy = uint64(m.PolicyGeneration)
+		b, err := s.encode(uint64(rv), c)
 		if err != nil {
 			return nil, fmt.Errorf("encode change: %w", err)
 		}
-		kind, key := c.describe()
-		if _, err := t.exec(`INSERT INTO changes (rv, kind, key, encoded) VALUES (?, ?, ?, ?)`, rv, kind, key, b); err != nil {
+		kind, node := c.describe()
+		key := []byte{}
+		if !node.IsZero() {
+			key = node[:]
+		}
+		err = t.q.InsertChange(bg, db.InsertChangeParams{Rv: rv, Kind: kind, Key: key, Encoded: b, Scope: c.Scope})
+		if err != nil {
 			return nil, fmt.Errorf("log change: %w", err)
 		}
-		events = append(events, Event{RV: rv, Encoded: b})
+		events = append(events, Event{RV: uint64(rv), Scope: c.Scope, Node: node, Encoded: b})
 	}
 	return events, nil
+}
+
+// chain appends the operations' audit entries to the log.
+func (t *tx) chain() error {
+	head, err := t.q.AuditHead(bg)
+	if err != nil {
+		return fmt.Errorf("read audit head: %w", err)
+	}
+	seq, hash := uint64(head.AuditSeq), head.AuditHead
+	for _, e := range t.events {
+		n := audit.New(seq, hash, t.now, e)
+		err := t.q.InsertAudit(bg, db.InsertAuditParams{
+			Seq: int64(n.Seq), Ts: n.Time.UnixMicro(), Actor: n.Actor, Action: n.Action, Target: n.Target,
+			Detail: n.Detail, Prev: n.Prev, Hash: n.Hash,
+		})
+		if err != nil {
+			return fmt.Errorf("write audit entry: %w", err)
+		}
+		seq, hash = n.Seq, n.Hash
+	}
+	if err := t.q.SetAuditHead(bg, db.SetAuditHeadParams{AuditSeq: int64(seq), AuditHead: hash}); err != nil {
+		return fmt.Errorf("write audit head: %w", err)
+	}
+	return nil
+}
+
+// wake lets any number of goroutines wait for the next call of all. The zero value
+// is ready.
+type wake struct {
+	mu sync.Mutex // guards ch
+	ch chan struct{}
+}
+
+// wait returns a channel that the next all closes.
+func (w *wake) wait() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ch == nil {
+		w.ch = make(chan struct{})
+	}
+	return w.ch
+}
+
+func (w *wake) all() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ch != nil {
+		close(w.ch)
+		w.ch = nil
+	}
 }

@@ -3,145 +3,502 @@
 package topology
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 )
 
-// maxStale is how many changes a cached snapshot may be behind before it is read
-// again: a watcher gets the rest as deltas.
-const maxStale = 256
+const (
+	ringSize = 2048
+	// maxStale is how many changes a cached snapshot or count may be behind before
+	// it is read again: a watcher gets the rest as deltas.
+	maxStale = 256
+	// LazyAbove is how many members a scope may have before its peers are no longer
+	// pushed: each node of a mesh of n would otherwise hold n peers and hear of n.
+	LazyAbove = 512
+	// MaxInterests is how many peers outside of its scope a watcher may follow.
+	MaxInterests = 1024
+)
+
+// ErrInterests is returned for a watcher that follows MaxInterests peers already.
+var ErrInterests = errors.New("watcher follows too many peers")
 
 // Source is where a Feed reads what the ring no longer holds.
 type Source interface {
-	Snapshot(ctx context.Context) (store.Snapshot, error)
-	Since(ctx context.Context, rv uint64) ([]store.Event, uint64, error)
+	Snapshot(ctx context.Context, site string, only []identity.PeerID) (store.Snapshot, error)
+	Since(ctx context.Context, rv uint64, keep func(*store.Event) bool) ([]store.Event, store.State, error)
+	ScopeSize(ctx context.Context, site string) (int, error)
 }
 
-// Feed starts watchers. It is safe for concurrent use.
+// Feed starts watchers and tells them of what happens. It is safe for concurrent
+// use.
 type Feed struct {
-	Ring *Ring
-
 	src   Source
 	epoch uint64
+	lazy  int
+	size  int // of each ring
 
-	mu    sync.Mutex // guards the cache and is held while it is read anew
-	cache *cached
+	mu    sync.RWMutex // guards the following; Publish holds it for a whole batch
+	rv    uint64
+	seq   uint64
+	rings map[string]*ring
+	quiet *ring // of lazy watchers: what concerns all
+	every *ring // of taps: everything; unused while there are none
+	taps  int
+	// live are the nodes' watches, followers those that follow a node.
+	live      map[identity.PeerID]*Watch
+	followers map[identity.PeerID]map[*Watch]struct{}
+
+	cacheMu sync.Mutex // guards scope and is held while one is read anew
+	scope   map[string]*scope
+}
+
+// scope is what is cached of one.
+type scope struct {
+	countRV uint64
+	size    int
+	counted bool
+	snap    *cached
 }
 
 type cached struct {
-	rv, policy uint64
-	chunks     [][]byte
+	state  store.State
+	chunks [][]byte
 }
 
-// NewFeed returns a feed over ring.
-func NewFeed(src Source, epoch uint64, ring *Ring) *Feed {
-	return &Feed{Ring: ring, src: src, epoch: epoch}
+// Limits are those of a feed; zero means the default.
+type Limits struct {
+	// LazyAbove is how many members a scope may have before its peers are no longer
+	// pushed; 0 means LazyAbove.
+	LazyAbove int
+	// Ring is how many events a watcher may be behind; 0 means 2048. One that is
+	// further behind has to come back, and catches up from the database.
+	Ring int
 }
 
-// Publish is the store's Publish.
-func (f *Feed) Publish(events []store.Event) {
-	out := make([]Event, len(events))
-	for i, e := range events {
-		out[i] = Event{RV: e.RV, Raw: e.Encoded}
+// NewFeed returns the feed of a mesh that is at (epoch, rv).
+func NewFeed(src Source, epoch, rv uint64, l Limits) *Feed {
+	if l.LazyAbove == 0 {
+		l.LazyAbove = LazyAbove
 	}
-	f.Ring.Publish(out...)
+	if l.Ring == 0 {
+		l.Ring = ringSize
+	}
+	return &Feed{
+		src: src, epoch: epoch, lazy: l.LazyAbove, size: l.Ring, rv: rv,
+		rings: make(map[string]*ring), quiet: newRing(l.Ring), every: newRing(l.Ring),
+		live: make(map[identity.PeerID]*Watch), followers: make(map[identity.PeerID]map[*Watch]struct{}),
+		scope: make(map[string]*scope),
+	}
 }
 
-// Watch is the state of one watcher's stream.
+// Commit is the store's Publish.
+func (f *Feed) Commit(events []store.Event) {
+	out := make([]Event, len(events))
+	for i := range events {
+		out[i] = eventOf(&events[i])
+	}
+	f.Publish(out...)
+}
+
+// Publish hands events to the watchers of their scopes and to those that follow
+// their nodes. It never blocks on any of them.
+func (f *Feed) Publish(events ...Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	woken := make(map[*ring]struct{})
+	put := func(r *ring, e Event) {
+		if r != nil {
+			r.put(e)
+			woken[r] = struct{}{}
+		}
+	}
+	for _, e := range events {
+		f.seq++
+		e.seq = f.seq
+		f.rv = max(f.rv, e.RV)
+		if f.taps > 0 {
+			put(f.every, e)
+		}
+		if e.Scope == store.ScopeAll {
+			put(f.quiet, e)
+			for _, r := range f.rings {
+				put(r, e)
+			}
+			continue
+		}
+		put(f.rings[e.Scope], e)
+		for w := range f.followers[e.Node] {
+			if w.Lazy || w.site != e.Scope {
+				w.deliver(e)
+			}
+		}
+	}
+	for r := range woken {
+		r.rouse()
+	}
+}
+
+// RV returns the newest published resource version.
+func (f *Feed) RV() uint64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.rv
+}
+
+// Watchers returns how many watches are open.
+func (f *Feed) Watchers() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return len(f.live)
+}
+
+func eventOf(e *store.Event) Event {
+	return Event{RV: e.RV, Scope: e.Scope, Node: e.Node, Raw: e.Encoded}
+}
+
+// Request is what a watcher asks for.
+type Request struct {
+	Node identity.PeerID
+	Site string
+	// Epoch and RV are what it has stored; epoch 0 means nothing.
+	Epoch, RV uint64
+	// Lazy tells that this comes from a lazy watch.
+	Lazy bool
+	// Interests are peers that it follows in any case.
+	Interests []identity.PeerID
+}
+
+// Watch is the state of one watcher's stream. It has one user; Close is safe for
+// concurrent use.
 type Watch struct {
 	// Snapshot tells whether Chunks, possibly none, replace all that the watcher
 	// has.
 	Snapshot bool
 	Chunks   [][]byte
-	// RV and Policy are what Chunks, or the watcher's own state, stand for.
-	RV, Policy uint64
+	// Lazy tells that the scope is too large to be pushed.
+	Lazy bool
+	// RV is what Chunks, or the watcher's own state, stand for; State is where the
+	// mesh was when the watch began.
+	RV    uint64
+	State store.State
 	// Backlog are the changes after RV that were committed before the cursor.
 	Backlog []Event
 
-	cursor *Cursor
-	sent   uint64 // newest rv delivered
+	feed *Feed
+	node identity.PeerID
+	site string
+	ring *ring
+	at   uint64 // place in ring
+	sent uint64 // newest rv delivered or passed over
+
+	wake chan struct{} // capacity 1
+	// The feed's lock guards the following.
+	interests map[identity.PeerID]struct{}
+	extra     []Event // of nodes that it follows and that are not in its ring
+	overflow  bool    // there were too many
+	tap       bool
 }
 
-// Start begins a watch for a node that has (epoch, rv); epoch 0 means nothing.
-func (f *Feed) Start(ctx context.Context, epoch, rv uint64) (*Watch, error) {
-	// The cursor comes first: what is committed while the database is read then
-	// arrives twice rather than never, and rv tells the copies apart.
-	w := &Watch{cursor: f.Ring.Cursor()}
-	if epoch == f.epoch {
-		err := f.backlog(ctx, w, rv)
-		if !errors.Is(err, store.ErrCompacted) {
-			return w, err
-		}
+// Start begins a watch. Close it after use.
+func (f *Feed) Start(ctx context.Context, r Request) (*Watch, error) {
+	if len(r.Interests) > MaxInterests {
+		return nil, ErrInterests
 	}
-	c, err := f.snapshot(ctx)
+	w := &Watch{feed: f, node: r.Node, site: r.Site, wake: make(chan struct{}, 1)}
+	size, err := f.members(ctx, r.Site)
 	if err != nil {
 		return nil, err
 	}
-	w.Snapshot, w.Chunks, w.Policy = true, c.chunks, c.policy
-	err = f.backlog(ctx, w, c.rv)
-	w.Policy = max(w.Policy, c.policy)
-	return w, err
+	w.Lazy = size > f.lazy
+	// Its place comes first: what is committed while the database is read then
+	// arrives twice rather than never, and rv tells the copies apart.
+	f.enter(w, r.Interests)
+	if err := w.begin(ctx, r); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return w, nil
 }
 
-func (f *Feed) backlog(ctx context.Context, w *Watch, rv uint64) error {
-	events, policy, err := f.src.Since(ctx, rv)
+// enter makes w part of the feed. An older watch of the node hears nothing more
+// of what it follows.
+func (f *Feed) enter(w *Watch, interests []identity.PeerID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if old := f.live[w.node]; old != nil {
+		f.leaveLocked(old)
+	}
+	f.live[w.node] = w
+	w.ring = f.quiet
+	if !w.Lazy {
+		if f.rings[w.site] == nil {
+			f.rings[w.site] = newRing(f.size)
+		}
+		w.ring = f.rings[w.site]
+	}
+	w.at = w.ring.next
+	for _, id := range interests {
+		f.followLocked(w, id)
+	}
+}
+
+func (f *Feed) followLocked(w *Watch, id identity.PeerID) {
+	if w.interests == nil {
+		w.interests = make(map[identity.PeerID]struct{})
+	}
+	w.interests[id] = struct{}{}
+	if f.followers[id] == nil {
+		f.followers[id] = make(map[*Watch]struct{})
+	}
+	f.followers[id][w] = struct{}{}
+}
+
+func (f *Feed) leaveLocked(w *Watch) {
+	for id := range w.interests {
+		if delete(f.followers[id], w); len(f.followers[id]) == 0 {
+			delete(f.followers, id)
+		}
+	}
+	w.interests = nil
+	if f.live[w.node] == w {
+		delete(f.live, w.node)
+	}
+}
+
+// Close ends the watch.
+func (w *Watch) Close() {
+	w.feed.mu.Lock()
+	defer w.feed.mu.Unlock()
+	w.feed.leaveLocked(w)
+	if w.tap {
+		w.tap = false
+		w.feed.taps--
+	}
+}
+
+// Tap returns a watch that is told of everything from now on, whatever its scope,
+// for those who look after the fleet. Close it after use.
+func (f *Feed) Tap() *Watch {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.taps++
+	return &Watch{feed: f, ring: f.every, at: f.every.next, wake: make(chan struct{}, 1), tap: true, sent: f.rv}
+}
+
+// deliver gives a followed node's event to w. The feed's lock is held.
+func (w *Watch) deliver(e Event) {
+	if len(w.extra) >= MaxInterests {
+		w.extra, w.overflow = nil, true
+	}
+	if !w.overflow {
+		w.extra = append(w.extra, e)
+	}
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Follow makes the node's watch, where one is open, tell of a peer from now on.
+// Errors: ErrInterests.
+func (f *Feed) Follow(node, peer identity.PeerID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := f.live[node]
+	if w == nil {
+		return nil
+	}
+	if _, ok := w.interests[peer]; !ok && len(w.interests) >= MaxInterests {
+		return ErrInterests
+	}
+	f.followLocked(w, peer)
+	return nil
+}
+
+func (w *Watch) begin(ctx context.Context, r Request) error {
+	// A lazy watcher knows too little to go on in a scope that pushes.
+	if r.Epoch == w.feed.epoch && (w.Lazy || !r.Lazy) {
+		err := w.backlog(ctx, r.RV)
+		if !errors.Is(err, store.ErrCompacted) {
+			return err
+		}
+	}
+	c, err := w.snapshot(ctx)
 	if err != nil {
 		return err
 	}
-	w.RV, w.sent, w.Policy = rv, rv, policy
-	for _, e := range events {
-		w.Backlog = append(w.Backlog, Event{RV: e.RV, Raw: e.Encoded})
-		w.sent = e.RV
+	w.Snapshot, w.Chunks = true, c.chunks
+	return w.backlog(ctx, c.state.RV)
+}
+
+// Wants reports whether the watcher is to hear of a node of a scope.
+func (w *Watch) Wants(scope string, node identity.PeerID) bool {
+	if scope == store.ScopeAll || scope == w.site && !w.Lazy {
+		return true
+	}
+	if node.IsZero() {
+		return false
+	}
+	w.feed.mu.RLock()
+	defer w.feed.mu.RUnlock()
+	_, ok := w.interests[node]
+	return ok
+}
+
+// Interested returns the peers that the watcher follows in any case.
+func (w *Watch) Interested() []identity.PeerID {
+	w.feed.mu.RLock()
+	defer w.feed.mu.RUnlock()
+	return slices.Collect(maps.Keys(w.interests))
+}
+
+func (w *Watch) backlog(ctx context.Context, rv uint64) error {
+	events, st, err := w.feed.src.Since(ctx, rv, func(e *store.Event) bool { return w.Wants(e.Scope, e.Node) })
+	if err != nil {
+		return err
+	}
+	w.RV, w.sent, w.State = rv, st.RV, st
+	for i := range events {
+		w.Backlog = append(w.Backlog, eventOf(&events[i]))
 	}
 	return nil
 }
 
-func (f *Feed) snapshot(ctx context.Context) (*cached, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if c := f.cache; c != nil && f.Ring.RV() <= c.rv+maxStale {
-		return c, nil
+// members returns how many a scope has, up to a few changes ago.
+func (f *Feed) members(ctx context.Context, site string) (int, error) {
+	f.cacheMu.Lock()
+	defer f.cacheMu.Unlock()
+	sc, rv := f.scopeLocked(site), f.RV()
+	if sc.counted && (rv == sc.countRV || sc.size > f.lazy && rv <= sc.countRV+maxStale) {
+		return sc.size, nil
 	}
-	s, err := f.src.Snapshot(ctx)
+	n, err := f.src.ScopeSize(ctx, site)
+	if err != nil {
+		return 0, err
+	}
+	sc.size, sc.countRV, sc.counted = n, rv, true
+	return n, nil
+}
+
+// scopeLocked returns what is cached of a site.
+func (f *Feed) scopeLocked(site string) *scope {
+	sc := f.scope[site]
+	if sc == nil {
+		sc = &scope{}
+		f.scope[site] = sc
+	}
+	return sc
+}
+
+// snapshot returns the encoded snapshot of the watcher's scope, or of its
+// interests alone.
+func (w *Watch) snapshot(ctx context.Context) (*cached, error) {
+	f := w.feed
+	only := w.Interested()
+	if w.Lazy {
+		return f.read(ctx, w.site, append([]identity.PeerID{}, only...))
+	}
+	f.cacheMu.Lock()
+	defer f.cacheMu.Unlock()
+	sc := f.scopeLocked(w.site)
+	if sc.snap == nil || f.RV() > sc.snap.state.RV+maxStale {
+		c, err := f.read(ctx, w.site, nil)
+		if err != nil {
+			return nil, err
+		}
+		sc.snap = c
+	}
+	if len(only) == 0 {
+		return sc.snap, nil
+	}
+	// Those that it follows come after, and as they are now; the changes since the
+	// cached snapshot follow and are the same.
+	extra, err := f.read(ctx, w.site, only)
 	if err != nil {
 		return nil, err
 	}
-	chunks, err := EncodeSnapshot(s.Nodes)
+	return &cached{state: sc.snap.state, chunks: slices.Concat(sc.snap.chunks, extra.chunks)}, nil
+}
+
+func (f *Feed) read(ctx context.Context, site string, only []identity.PeerID) (*cached, error) {
+	s, err := f.src.Snapshot(ctx, site, only)
+	if err != nil {
+		return nil, fmt.Errorf("read snapshot: %w", err)
+	}
+	chunks, err := EncodeSnapshot(&s)
 	if err != nil {
 		return nil, err
 	}
-	f.cache = &cached{rv: s.RV, policy: s.Policy, chunks: chunks}
-	return f.cache, nil
+	return &cached{state: s.State, chunks: chunks}, nil
 }
 
 // Next returns the events that came since the last call, none of them twice, and
 // waits for one. It returns none where tick fires first. The slice is valid until
-// the next call, which may get it as buf.
+// the next call, which may get it as buf. Errors: ErrLagged, after which the
+// watcher has to come back with what it has, or that of ctx.
 func (w *Watch) Next(ctx context.Context, buf []Event, tick <-chan time.Time) ([]Event, error) {
+	ticked := false
 	for {
-		got, err := w.cursor.Next(ctx, buf[:0], 256, tick)
-		if err != nil || len(got) == 0 {
+		out, rv, woken, err := w.take(buf[:0])
+		if err != nil {
 			return nil, err
-		}
-		out := got[:0]
-		for _, e := range Coalesce(got) {
-			if e.RV != 0 {
-				if e.RV <= w.sent {
-					continue
-				}
-				w.sent = e.RV
-			}
-			out = append(out, e)
 		}
 		if len(out) > 0 {
 			return out, nil
 		}
+		if ticked {
+			w.sent = max(w.sent, rv) // all up to there concerned others
+			return nil, nil
+		}
+		select {
+		case <-woken:
+		case <-w.wake:
+		case <-tick:
+			ticked = true
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
 
-// Sent returns the newest rv that the watcher has been given.
+// take returns what is there, the newest rv published, and a channel that is
+// closed when the ring gets more.
+func (w *Watch) take(dst []Event) (out []Event, rv uint64, woken <-chan struct{}, err error) {
+	f := w.feed
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if w.overflow {
+		return dst, f.rv, nil, ErrLagged
+	}
+	if dst, err = w.ring.read(dst, &w.at); err != nil {
+		return dst, f.rv, nil, err
+	}
+	if len(w.extra) > 0 {
+		dst = append(dst, w.extra...)
+		w.extra = nil
+		slices.SortFunc(dst, func(a, b Event) int { return cmp.Compare(a.seq, b.seq) })
+	}
+	out = dst[:0]
+	for _, e := range coalesce(dst) {
+		if e.RV != 0 {
+			if e.RV <= w.sent {
+				continue
+			}
+			w.sent = e.RV
+		}
+		out = append(out, e)
+	}
+	return out, f.rv, w.ring.wake, nil
+}
+
+// Sent returns the newest rv that the watcher has been given or has no use for.
 func (w *Watch) Sent() uint64 { return w.sent }

@@ -1,7 +1,8 @@
 -- +goose Up
 ALTER TABLE meta ADD COLUMN audit_seq INTEGER NOT NULL DEFAULT 0;      -- last audit entry
 ALTER TABLE meta ADD COLUMN audit_head BLOB NOT NULL DEFAULT x'';      -- and its hash
-ALTER TABLE meta ADD COLUMN policy_generation INTEGER NOT NULL DEFAULT 1; -- grows with each stage of each activation
+ALTER TABLE meta ADD COLUMN policy_generation INTEGER NOT NULL DEFAULT 0; -- grows with each stage of each activation
+UPDATE meta SET policy_generation = coalesce((SELECT version FROM policy_active WHERE scope = ''), 0);
 ALTER TABLE meta ADD COLUMN psk_epoch INTEGER NOT NULL DEFAULT 1;
 
 -- "site" is the scope of a node: watchers of the same site see it.

@@ -24,23 +24,572 @@ func New(db DBTX) *Queries {
 func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	q := Queries{db: db}
 	var err error
+	if q.activePolicyStmt, err = db.PrepareContext(ctx, activePolicy); err != nil {
+		return nil, fmt.Errorf("error preparing query ActivePolicy: %w", err)
+	}
+	if q.admitStmt, err = db.PrepareContext(ctx, admit); err != nil {
+		return nil, fmt.Errorf("error preparing query Admit: %w", err)
+	}
+	if q.allocateRVStmt, err = db.PrepareContext(ctx, allocateRV); err != nil {
+		return nil, fmt.Errorf("error preparing query AllocateRV: %w", err)
+	}
+	if q.approveNodeStmt, err = db.PrepareContext(ctx, approveNode); err != nil {
+		return nil, fmt.Errorf("error preparing query ApproveNode: %w", err)
+	}
+	if q.auditAfterStmt, err = db.PrepareContext(ctx, auditAfter); err != nil {
+		return nil, fmt.Errorf("error preparing query AuditAfter: %w", err)
+	}
+	if q.auditBeforeStmt, err = db.PrepareContext(ctx, auditBefore); err != nil {
+		return nil, fmt.Errorf("error preparing query AuditBefore: %w", err)
+	}
+	if q.auditHeadStmt, err = db.PrepareContext(ctx, auditHead); err != nil {
+		return nil, fmt.Errorf("error preparing query AuditHead: %w", err)
+	}
+	if q.bumpNodeStmt, err = db.PrepareContext(ctx, bumpNode); err != nil {
+		return nil, fmt.Errorf("error preparing query BumpNode: %w", err)
+	}
+	if q.bumpPSKEpochStmt, err = db.PrepareContext(ctx, bumpPSKEpoch); err != nil {
+		return nil, fmt.Errorf("error preparing query BumpPSKEpoch: %w", err)
+	}
+	if q.bumpPolicyGenerationStmt, err = db.PrepareContext(ctx, bumpPolicyGeneration); err != nil {
+		return nil, fmt.Errorf("error preparing query BumpPolicyGeneration: %w", err)
+	}
+	if q.certBySerialStmt, err = db.PrepareContext(ctx, certBySerial); err != nil {
+		return nil, fmt.Errorf("error preparing query CertBySerial: %w", err)
+	}
+	if q.certsOfStmt, err = db.PrepareContext(ctx, certsOf); err != nil {
+		return nil, fmt.Errorf("error preparing query CertsOf: %w", err)
+	}
+	if q.changesSinceStmt, err = db.PrepareContext(ctx, changesSince); err != nil {
+		return nil, fmt.Errorf("error preparing query ChangesSince: %w", err)
+	}
+	if q.checkpointsStmt, err = db.PrepareContext(ctx, checkpoints); err != nil {
+		return nil, fmt.Errorf("error preparing query Checkpoints: %w", err)
+	}
+	if q.compactToStmt, err = db.PrepareContext(ctx, compactTo); err != nil {
+		return nil, fmt.Errorf("error preparing query CompactTo: %w", err)
+	}
 	if q.consumeTokenStmt, err = db.PrepareContext(ctx, consumeToken); err != nil {
 		return nil, fmt.Errorf("error preparing query ConsumeToken: %w", err)
+	}
+	if q.countDeniedStmt, err = db.PrepareContext(ctx, countDenied); err != nil {
+		return nil, fmt.Errorf("error preparing query CountDenied: %w", err)
+	}
+	if q.countKeysStmt, err = db.PrepareContext(ctx, countKeys); err != nil {
+		return nil, fmt.Errorf("error preparing query CountKeys: %w", err)
+	}
+	if q.countNameStmt, err = db.PrepareContext(ctx, countName); err != nil {
+		return nil, fmt.Errorf("error preparing query CountName: %w", err)
+	}
+	if q.countNodesStmt, err = db.PrepareContext(ctx, countNodes); err != nil {
+		return nil, fmt.Errorf("error preparing query CountNodes: %w", err)
+	}
+	if q.countOwnerLinksStmt, err = db.PrepareContext(ctx, countOwnerLinks); err != nil {
+		return nil, fmt.Errorf("error preparing query CountOwnerLinks: %w", err)
+	}
+	if q.countOwnersStmt, err = db.PrepareContext(ctx, countOwners); err != nil {
+		return nil, fmt.Errorf("error preparing query CountOwners: %w", err)
+	}
+	if q.countPoliciesStmt, err = db.PrepareContext(ctx, countPolicies); err != nil {
+		return nil, fmt.Errorf("error preparing query CountPolicies: %w", err)
+	}
+	if q.countScopeStmt, err = db.PrepareContext(ctx, countScope); err != nil {
+		return nil, fmt.Errorf("error preparing query CountScope: %w", err)
+	}
+	if q.countTokensStmt, err = db.PrepareContext(ctx, countTokens); err != nil {
+		return nil, fmt.Errorf("error preparing query CountTokens: %w", err)
+	}
+	if q.countUserKeysStmt, err = db.PrepareContext(ctx, countUserKeys); err != nil {
+		return nil, fmt.Errorf("error preparing query CountUserKeys: %w", err)
+	}
+	if q.countUsersStmt, err = db.PrepareContext(ctx, countUsers); err != nil {
+		return nil, fmt.Errorf("error preparing query CountUsers: %w", err)
+	}
+	if q.deleteChangesStmt, err = db.PrepareContext(ctx, deleteChanges); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteChanges: %w", err)
+	}
+	if q.deleteDenialsStmt, err = db.PrepareContext(ctx, deleteDenials); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteDenials: %w", err)
+	}
+	if q.deleteNodeStmt, err = db.PrepareContext(ctx, deleteNode); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteNode: %w", err)
+	}
+	if q.deleteOldCertsStmt, err = db.PrepareContext(ctx, deleteOldCerts); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteOldCerts: %w", err)
+	}
+	if q.deleteOldKeysStmt, err = db.PrepareContext(ctx, deleteOldKeys); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteOldKeys: %w", err)
+	}
+	if q.deleteTagsStmt, err = db.PrepareContext(ctx, deleteTags); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteTags: %w", err)
+	}
+	if q.deleteUserStmt, err = db.PrepareContext(ctx, deleteUser); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteUser: %w", err)
+	}
+	if q.denialsAtStmt, err = db.PrepareContext(ctx, denialsAt); err != nil {
+		return nil, fmt.Errorf("error preparing query DenialsAt: %w", err)
+	}
+	if q.getMetaStmt, err = db.PrepareContext(ctx, getMeta); err != nil {
+		return nil, fmt.Errorf("error preparing query GetMeta: %w", err)
+	}
+	if q.insertAuditStmt, err = db.PrepareContext(ctx, insertAudit); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertAudit: %w", err)
+	}
+	if q.insertCertStmt, err = db.PrepareContext(ctx, insertCert); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertCert: %w", err)
+	}
+	if q.insertChangeStmt, err = db.PrepareContext(ctx, insertChange); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertChange: %w", err)
+	}
+	if q.insertCheckpointStmt, err = db.PrepareContext(ctx, insertCheckpoint); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertCheckpoint: %w", err)
+	}
+	if q.insertDenialStmt, err = db.PrepareContext(ctx, insertDenial); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertDenial: %w", err)
+	}
+	if q.insertKeyStmt, err = db.PrepareContext(ctx, insertKey); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertKey: %w", err)
+	}
+	if q.insertMetaStmt, err = db.PrepareContext(ctx, insertMeta); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertMeta: %w", err)
+	}
+	if q.insertNodeStmt, err = db.PrepareContext(ctx, insertNode); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertNode: %w", err)
+	}
+	if q.insertOwnerLinkStmt, err = db.PrepareContext(ctx, insertOwnerLink); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertOwnerLink: %w", err)
+	}
+	if q.insertPolicyStmt, err = db.PrepareContext(ctx, insertPolicy); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertPolicy: %w", err)
+	}
+	if q.insertTagStmt, err = db.PrepareContext(ctx, insertTag); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertTag: %w", err)
+	}
+	if q.insertTokenStmt, err = db.PrepareContext(ctx, insertToken); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertToken: %w", err)
+	}
+	if q.insertUserStmt, err = db.PrepareContext(ctx, insertUser); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertUser: %w", err)
+	}
+	if q.keyByIDStmt, err = db.PrepareContext(ctx, keyByID); err != nil {
+		return nil, fmt.Errorf("error preparing query KeyByID: %w", err)
+	}
+	if q.lastCertStmt, err = db.PrepareContext(ctx, lastCert); err != nil {
+		return nil, fmt.Errorf("error preparing query LastCert: %w", err)
+	}
+	if q.listKeysStmt, err = db.PrepareContext(ctx, listKeys); err != nil {
+		return nil, fmt.Errorf("error preparing query ListKeys: %w", err)
+	}
+	if q.listNodesStmt, err = db.PrepareContext(ctx, listNodes); err != nil {
+		return nil, fmt.Errorf("error preparing query ListNodes: %w", err)
+	}
+	if q.listScopeStmt, err = db.PrepareContext(ctx, listScope); err != nil {
+		return nil, fmt.Errorf("error preparing query ListScope: %w", err)
+	}
+	if q.listTokensStmt, err = db.PrepareContext(ctx, listTokens); err != nil {
+		return nil, fmt.Errorf("error preparing query ListTokens: %w", err)
+	}
+	if q.listUsersStmt, err = db.PrepareContext(ctx, listUsers); err != nil {
+		return nil, fmt.Errorf("error preparing query ListUsers: %w", err)
+	}
+	if q.lockNodeStmt, err = db.PrepareContext(ctx, lockNode); err != nil {
+		return nil, fmt.Errorf("error preparing query LockNode: %w", err)
+	}
+	if q.nextSuffixStmt, err = db.PrepareContext(ctx, nextSuffix); err != nil {
+		return nil, fmt.Errorf("error preparing query NextSuffix: %w", err)
 	}
 	if q.nodeByIDStmt, err = db.PrepareContext(ctx, nodeByID); err != nil {
 		return nil, fmt.Errorf("error preparing query NodeByID: %w", err)
 	}
+	if q.nodeByIndexStmt, err = db.PrepareContext(ctx, nodeByIndex); err != nil {
+		return nil, fmt.Errorf("error preparing query NodeByIndex: %w", err)
+	}
+	if q.nodeByKeyStmt, err = db.PrepareContext(ctx, nodeByKey); err != nil {
+		return nil, fmt.Errorf("error preparing query NodeByKey: %w", err)
+	}
+	if q.nodeByNameStmt, err = db.PrepareContext(ctx, nodeByName); err != nil {
+		return nil, fmt.Errorf("error preparing query NodeByName: %w", err)
+	}
+	if q.nodeBySerialStmt, err = db.PrepareContext(ctx, nodeBySerial); err != nil {
+		return nil, fmt.Errorf("error preparing query NodeBySerial: %w", err)
+	}
+	if q.nodesInRangeStmt, err = db.PrepareContext(ctx, nodesInRange); err != nil {
+		return nil, fmt.Errorf("error preparing query NodesInRange: %w", err)
+	}
+	if q.policyByVersionStmt, err = db.PrepareContext(ctx, policyByVersion); err != nil {
+		return nil, fmt.Errorf("error preparing query PolicyByVersion: %w", err)
+	}
+	if q.quarantineIPStmt, err = db.PrepareContext(ctx, quarantineIP); err != nil {
+		return nil, fmt.Errorf("error preparing query QuarantineIP: %w", err)
+	}
+	if q.resetRecoveriesStmt, err = db.PrepareContext(ctx, resetRecoveries); err != nil {
+		return nil, fmt.Errorf("error preparing query ResetRecoveries: %w", err)
+	}
+	if q.revokeCertStmt, err = db.PrepareContext(ctx, revokeCert); err != nil {
+		return nil, fmt.Errorf("error preparing query RevokeCert: %w", err)
+	}
+	if q.revokeCertsStmt, err = db.PrepareContext(ctx, revokeCerts); err != nil {
+		return nil, fmt.Errorf("error preparing query RevokeCerts: %w", err)
+	}
+	if q.revokeKeyStmt, err = db.PrepareContext(ctx, revokeKey); err != nil {
+		return nil, fmt.Errorf("error preparing query RevokeKey: %w", err)
+	}
+	if q.revokeTokenStmt, err = db.PrepareContext(ctx, revokeToken); err != nil {
+		return nil, fmt.Errorf("error preparing query RevokeToken: %w", err)
+	}
+	if q.serverKeyNodeStmt, err = db.PrepareContext(ctx, serverKeyNode); err != nil {
+		return nil, fmt.Errorf("error preparing query ServerKeyNode: %w", err)
+	}
+	if q.setActivePolicyStmt, err = db.PrepareContext(ctx, setActivePolicy); err != nil {
+		return nil, fmt.Errorf("error preparing query SetActivePolicy: %w", err)
+	}
+	if q.setAuditHeadStmt, err = db.PrepareContext(ctx, setAuditHead); err != nil {
+		return nil, fmt.Errorf("error preparing query SetAuditHead: %w", err)
+	}
+	if q.setEpochStmt, err = db.PrepareContext(ctx, setEpoch); err != nil {
+		return nil, fmt.Errorf("error preparing query SetEpoch: %w", err)
+	}
+	if q.setJoinStmt, err = db.PrepareContext(ctx, setJoin); err != nil {
+		return nil, fmt.Errorf("error preparing query SetJoin: %w", err)
+	}
+	if q.setNameStmt, err = db.PrepareContext(ctx, setName); err != nil {
+		return nil, fmt.Errorf("error preparing query SetName: %w", err)
+	}
+	if q.setRecoveredStmt, err = db.PrepareContext(ctx, setRecovered); err != nil {
+		return nil, fmt.Errorf("error preparing query SetRecovered: %w", err)
+	}
+	if q.setSiteStmt, err = db.PrepareContext(ctx, setSite); err != nil {
+		return nil, fmt.Errorf("error preparing query SetSite: %w", err)
+	}
+	if q.setStateStmt, err = db.PrepareContext(ctx, setState); err != nil {
+		return nil, fmt.Errorf("error preparing query SetState: %w", err)
+	}
+	if q.setUserRoleStmt, err = db.PrepareContext(ctx, setUserRole); err != nil {
+		return nil, fmt.Errorf("error preparing query SetUserRole: %w", err)
+	}
+	if q.staleEphemeralStmt, err = db.PrepareContext(ctx, staleEphemeral); err != nil {
+		return nil, fmt.Errorf("error preparing query StaleEphemeral: %w", err)
+	}
+	if q.tagsOfStmt, err = db.PrepareContext(ctx, tagsOf); err != nil {
+		return nil, fmt.Errorf("error preparing query TagsOf: %w", err)
+	}
+	if q.takeNextIPStmt, err = db.PrepareContext(ctx, takeNextIP); err != nil {
+		return nil, fmt.Errorf("error preparing query TakeNextIP: %w", err)
+	}
 	if q.takeQuarantinedStmt, err = db.PrepareContext(ctx, takeQuarantined); err != nil {
 		return nil, fmt.Errorf("error preparing query TakeQuarantined: %w", err)
+	}
+	if q.tokenByIDStmt, err = db.PrepareContext(ctx, tokenByID); err != nil {
+		return nil, fmt.Errorf("error preparing query TokenByID: %w", err)
+	}
+	if q.touchKeyStmt, err = db.PrepareContext(ctx, touchKey); err != nil {
+		return nil, fmt.Errorf("error preparing query TouchKey: %w", err)
+	}
+	if q.touchNodeStmt, err = db.PrepareContext(ctx, touchNode); err != nil {
+		return nil, fmt.Errorf("error preparing query TouchNode: %w", err)
+	}
+	if q.useOwnerLinkStmt, err = db.PrepareContext(ctx, useOwnerLink); err != nil {
+		return nil, fmt.Errorf("error preparing query UseOwnerLink: %w", err)
+	}
+	if q.userByNameStmt, err = db.PrepareContext(ctx, userByName); err != nil {
+		return nil, fmt.Errorf("error preparing query UserByName: %w", err)
+	}
+	if q.voidOwnerLinksStmt, err = db.PrepareContext(ctx, voidOwnerLinks); err != nil {
+		return nil, fmt.Errorf("error preparing query VoidOwnerLinks: %w", err)
 	}
 	return &q, nil
 }
 
 func (q *Queries) Close() error {
 	var err error
+	if q.activePolicyStmt != nil {
+		if cerr := q.activePolicyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing activePolicyStmt: %w", cerr)
+		}
+	}
+	if q.admitStmt != nil {
+		if cerr := q.admitStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing admitStmt: %w", cerr)
+		}
+	}
+	if q.allocateRVStmt != nil {
+		if cerr := q.allocateRVStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing allocateRVStmt: %w", cerr)
+		}
+	}
+	if q.approveNodeStmt != nil {
+		if cerr := q.approveNodeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing approveNodeStmt: %w", cerr)
+		}
+	}
+	if q.auditAfterStmt != nil {
+		if cerr := q.auditAfterStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing auditAfterStmt: %w", cerr)
+		}
+	}
+	if q.auditBeforeStmt != nil {
+		if cerr := q.auditBeforeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing auditBeforeStmt: %w", cerr)
+		}
+	}
+	if q.auditHeadStmt != nil {
+		if cerr := q.auditHeadStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing auditHeadStmt: %w", cerr)
+		}
+	}
+	if q.bumpNodeStmt != nil {
+		if cerr := q.bumpNodeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing bumpNodeStmt: %w", cerr)
+		}
+	}
+	if q.bumpPSKEpochStmt != nil {
+		if cerr := q.bumpPSKEpochStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing bumpPSKEpochStmt: %w", cerr)
+		}
+	}
+	if q.bumpPolicyGenerationStmt != nil {
+		if cerr := q.bumpPolicyGenerationStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing bumpPolicyGenerationStmt: %w", cerr)
+		}
+	}
+	if q.certBySerialStmt != nil {
+		if cerr := q.certBySerialStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing certBySerialStmt: %w", cerr)
+		}
+	}
+	if q.certsOfStmt != nil {
+		if cerr := q.certsOfStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing certsOfStmt: %w", cerr)
+		}
+	}
+	if q.changesSinceStmt != nil {
+		if cerr := q.changesSinceStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing changesSinceStmt: %w", cerr)
+		}
+	}
+	if q.checkpointsStmt != nil {
+		if cerr := q.checkpointsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing checkpointsStmt: %w", cerr)
+		}
+	}
+	if q.compactToStmt != nil {
+		if cerr := q.compactToStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing compactToStmt: %w", cerr)
+		}
+	}
 	if q.consumeTokenStmt != nil {
 		if cerr := q.consumeTokenStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing consumeTokenStmt: %w", cerr)
+		}
+	}
+	if q.countDeniedStmt != nil {
+		if cerr := q.countDeniedStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countDeniedStmt: %w", cerr)
+		}
+	}
+	if q.countKeysStmt != nil {
+		if cerr := q.countKeysStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countKeysStmt: %w", cerr)
+		}
+	}
+	if q.countNameStmt != nil {
+		if cerr := q.countNameStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countNameStmt: %w", cerr)
+		}
+	}
+	if q.countNodesStmt != nil {
+		if cerr := q.countNodesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countNodesStmt: %w", cerr)
+		}
+	}
+	if q.countOwnerLinksStmt != nil {
+		if cerr := q.countOwnerLinksStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countOwnerLinksStmt: %w", cerr)
+		}
+	}
+	if q.countOwnersStmt != nil {
+		if cerr := q.countOwnersStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countOwnersStmt: %w", cerr)
+		}
+	}
+	if q.countPoliciesStmt != nil {
+		if cerr := q.countPoliciesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countPoliciesStmt: %w", cerr)
+		}
+	}
+	if q.countScopeStmt != nil {
+		if cerr := q.countScopeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countScopeStmt: %w", cerr)
+		}
+	}
+	if q.countTokensStmt != nil {
+		if cerr := q.countTokensStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countTokensStmt: %w", cerr)
+		}
+	}
+	if q.countUserKeysStmt != nil {
+		if cerr := q.countUserKeysStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countUserKeysStmt: %w", cerr)
+		}
+	}
+	if q.countUsersStmt != nil {
+		if cerr := q.countUsersStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countUsersStmt: %w", cerr)
+		}
+	}
+	if q.deleteChangesStmt != nil {
+		if cerr := q.deleteChangesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteChangesStmt: %w", cerr)
+		}
+	}
+	if q.deleteDenialsStmt != nil {
+		if cerr := q.deleteDenialsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteDenialsStmt: %w", cerr)
+		}
+	}
+	if q.deleteNodeStmt != nil {
+		if cerr := q.deleteNodeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteNodeStmt: %w", cerr)
+		}
+	}
+	if q.deleteOldCertsStmt != nil {
+		if cerr := q.deleteOldCertsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteOldCertsStmt: %w", cerr)
+		}
+	}
+	if q.deleteOldKeysStmt != nil {
+		if cerr := q.deleteOldKeysStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteOldKeysStmt: %w", cerr)
+		}
+	}
+	if q.deleteTagsStmt != nil {
+		if cerr := q.deleteTagsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteTagsStmt: %w", cerr)
+		}
+	}
+	if q.deleteUserStmt != nil {
+		if cerr := q.deleteUserStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteUserStmt: %w", cerr)
+		}
+	}
+	if q.denialsAtStmt != nil {
+		if cerr := q.denialsAtStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing denialsAtStmt: %w", cerr)
+		}
+	}
+	if q.getMetaStmt != nil {
+		if cerr := q.getMetaStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing getMetaStmt: %w", cerr)
+		}
+	}
+	if q.insertAuditStmt != nil {
+		if cerr := q.insertAuditStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertAuditStmt: %w", cerr)
+		}
+	}
+	if q.insertCertStmt != nil {
+		if cerr := q.insertCertStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertCertStmt: %w", cerr)
+		}
+	}
+	if q.insertChangeStmt != nil {
+		if cerr := q.insertChangeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertChangeStmt: %w", cerr)
+		}
+	}
+	if q.insertCheckpointStmt != nil {
+		if cerr := q.insertCheckpointStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertCheckpointStmt: %w", cerr)
+		}
+	}
+	if q.insertDenialStmt != nil {
+		if cerr := q.insertDenialStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertDenialStmt: %w", cerr)
+		}
+	}
+	if q.insertKeyStmt != nil {
+		if cerr := q.insertKeyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertKeyStmt: %w", cerr)
+		}
+	}
+	if q.insertMetaStmt != nil {
+		if cerr := q.insertMetaStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertMetaStmt: %w", cerr)
+		}
+	}
+	if q.insertNodeStmt != nil {
+		if cerr := q.insertNodeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertNodeStmt: %w", cerr)
+		}
+	}
+	if q.insertOwnerLinkStmt != nil {
+		if cerr := q.insertOwnerLinkStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertOwnerLinkStmt: %w", cerr)
+		}
+	}
+	if q.insertPolicyStmt != nil {
+		if cerr := q.insertPolicyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertPolicyStmt: %w", cerr)
+		}
+	}
+	if q.insertTagStmt != nil {
+		if cerr := q.insertTagStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertTagStmt: %w", cerr)
+		}
+	}
+	if q.insertTokenStmt != nil {
+		if cerr := q.insertTokenStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertTokenStmt: %w", cerr)
+		}
+	}
+	if q.insertUserStmt != nil {
+		if cerr := q.insertUserStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertUserStmt: %w", cerr)
+		}
+	}
+	if q.keyByIDStmt != nil {
+		if cerr := q.keyByIDStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing keyByIDStmt: %w", cerr)
+		}
+	}
+	if q.lastCertStmt != nil {
+		if cerr := q.lastCertStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing lastCertStmt: %w", cerr)
+		}
+	}
+	if q.listKeysStmt != nil {
+		if cerr := q.listKeysStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listKeysStmt: %w", cerr)
+		}
+	}
+	if q.listNodesStmt != nil {
+		if cerr := q.listNodesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listNodesStmt: %w", cerr)
+		}
+	}
+	if q.listScopeStmt != nil {
+		if cerr := q.listScopeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listScopeStmt: %w", cerr)
+		}
+	}
+	if q.listTokensStmt != nil {
+		if cerr := q.listTokensStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listTokensStmt: %w", cerr)
+		}
+	}
+	if q.listUsersStmt != nil {
+		if cerr := q.listUsersStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listUsersStmt: %w", cerr)
+		}
+	}
+	if q.lockNodeStmt != nil {
+		if cerr := q.lockNodeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing lockNodeStmt: %w", cerr)
+		}
+	}
+	if q.nextSuffixStmt != nil {
+		if cerr := q.nextSuffixStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nextSuffixStmt: %w", cerr)
 		}
 	}
 	if q.nodeByIDStmt != nil {
@@ -48,9 +597,164 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing nodeByIDStmt: %w", cerr)
 		}
 	}
+	if q.nodeByIndexStmt != nil {
+		if cerr := q.nodeByIndexStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nodeByIndexStmt: %w", cerr)
+		}
+	}
+	if q.nodeByKeyStmt != nil {
+		if cerr := q.nodeByKeyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nodeByKeyStmt: %w", cerr)
+		}
+	}
+	if q.nodeByNameStmt != nil {
+		if cerr := q.nodeByNameStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nodeByNameStmt: %w", cerr)
+		}
+	}
+	if q.nodeBySerialStmt != nil {
+		if cerr := q.nodeBySerialStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nodeBySerialStmt: %w", cerr)
+		}
+	}
+	if q.nodesInRangeStmt != nil {
+		if cerr := q.nodesInRangeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nodesInRangeStmt: %w", cerr)
+		}
+	}
+	if q.policyByVersionStmt != nil {
+		if cerr := q.policyByVersionStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing policyByVersionStmt: %w", cerr)
+		}
+	}
+	if q.quarantineIPStmt != nil {
+		if cerr := q.quarantineIPStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing quarantineIPStmt: %w", cerr)
+		}
+	}
+	if q.resetRecoveriesStmt != nil {
+		if cerr := q.resetRecoveriesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing resetRecoveriesStmt: %w", cerr)
+		}
+	}
+	if q.revokeCertStmt != nil {
+		if cerr := q.revokeCertStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing revokeCertStmt: %w", cerr)
+		}
+	}
+	if q.revokeCertsStmt != nil {
+		if cerr := q.revokeCertsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing revokeCertsStmt: %w", cerr)
+		}
+	}
+	if q.revokeKeyStmt != nil {
+		if cerr := q.revokeKeyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing revokeKeyStmt: %w", cerr)
+		}
+	}
+	if q.revokeTokenStmt != nil {
+		if cerr := q.revokeTokenStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing revokeTokenStmt: %w", cerr)
+		}
+	}
+	if q.serverKeyNodeStmt != nil {
+		if cerr := q.serverKeyNodeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing serverKeyNodeStmt: %w", cerr)
+		}
+	}
+	if q.setActivePolicyStmt != nil {
+		if cerr := q.setActivePolicyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setActivePolicyStmt: %w", cerr)
+		}
+	}
+	if q.setAuditHeadStmt != nil {
+		if cerr := q.setAuditHeadStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setAuditHeadStmt: %w", cerr)
+		}
+	}
+	if q.setEpochStmt != nil {
+		if cerr := q.setEpochStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setEpochStmt: %w", cerr)
+		}
+	}
+	if q.setJoinStmt != nil {
+		if cerr := q.setJoinStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setJoinStmt: %w", cerr)
+		}
+	}
+	if q.setNameStmt != nil {
+		if cerr := q.setNameStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setNameStmt: %w", cerr)
+		}
+	}
+	if q.setRecoveredStmt != nil {
+		if cerr := q.setRecoveredStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setRecoveredStmt: %w", cerr)
+		}
+	}
+	if q.setSiteStmt != nil {
+		if cerr := q.setSiteStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setSiteStmt: %w", cerr)
+		}
+	}
+	if q.setStateStmt != nil {
+		if cerr := q.setStateStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setStateStmt: %w", cerr)
+		}
+	}
+	if q.setUserRoleStmt != nil {
+		if cerr := q.setUserRoleStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setUserRoleStmt: %w", cerr)
+		}
+	}
+	if q.staleEphemeralStmt != nil {
+		if cerr := q.staleEphemeralStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing staleEphemeralStmt: %w", cerr)
+		}
+	}
+	if q.tagsOfStmt != nil {
+		if cerr := q.tagsOfStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing tagsOfStmt: %w", cerr)
+		}
+	}
+	if q.takeNextIPStmt != nil {
+		if cerr := q.takeNextIPStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing takeNextIPStmt: %w", cerr)
+		}
+	}
 	if q.takeQuarantinedStmt != nil {
 		if cerr := q.takeQuarantinedStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing takeQuarantinedStmt: %w", cerr)
+		}
+	}
+	if q.tokenByIDStmt != nil {
+		if cerr := q.tokenByIDStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing tokenByIDStmt: %w", cerr)
+		}
+	}
+	if q.touchKeyStmt != nil {
+		if cerr := q.touchKeyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing touchKeyStmt: %w", cerr)
+		}
+	}
+	if q.touchNodeStmt != nil {
+		if cerr := q.touchNodeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing touchNodeStmt: %w", cerr)
+		}
+	}
+	if q.useOwnerLinkStmt != nil {
+		if cerr := q.useOwnerLinkStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing useOwnerLinkStmt: %w", cerr)
+		}
+	}
+	if q.userByNameStmt != nil {
+		if cerr := q.userByNameStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing userByNameStmt: %w", cerr)
+		}
+	}
+	if q.voidOwnerLinksStmt != nil {
+		if cerr := q.voidOwnerLinksStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing voidOwnerLinksStmt: %w", cerr)
 		}
 	}
 	return err
@@ -90,19 +794,195 @@ func (q *Queries) queryRow(ctx context.Context, stmt *sql.Stmt, query string, ar
 }
 
 type Queries struct {
-	db                  DBTX
-	tx                  *sql.Tx
-	consumeTokenStmt    *sql.Stmt
-	nodeByIDStmt        *sql.Stmt
-	takeQuarantinedStmt *sql.Stmt
+	db                       DBTX
+	tx                       *sql.Tx
+	activePolicyStmt         *sql.Stmt
+	admitStmt                *sql.Stmt
+	allocateRVStmt           *sql.Stmt
+	approveNodeStmt          *sql.Stmt
+	auditAfterStmt           *sql.Stmt
+	auditBeforeStmt          *sql.Stmt
+	auditHeadStmt            *sql.Stmt
+	bumpNodeStmt             *sql.Stmt
+	bumpPSKEpochStmt         *sql.Stmt
+	bumpPolicyGenerationStmt *sql.Stmt
+	certBySerialStmt         *sql.Stmt
+	certsOfStmt              *sql.Stmt
+	changesSinceStmt         *sql.Stmt
+	checkpointsStmt          *sql.Stmt
+	compactToStmt            *sql.Stmt
+	consumeTokenStmt         *sql.Stmt
+	countDeniedStmt          *sql.Stmt
+	countKeysStmt            *sql.Stmt
+	countNameStmt            *sql.Stmt
+	countNodesStmt           *sql.Stmt
+	countOwnerLinksStmt      *sql.Stmt
+	countOwnersStmt          *sql.Stmt
+	countPoliciesStmt        *sql.Stmt
+	countScopeStmt           *sql.Stmt
+	countTokensStmt          *sql.Stmt
+	countUserKeysStmt        *sql.Stmt
+	countUsersStmt           *sql.Stmt
+	deleteChangesStmt        *sql.Stmt
+	deleteDenialsStmt        *sql.Stmt
+	deleteNodeStmt           *sql.Stmt
+	deleteOldCertsStmt       *sql.Stmt
+	deleteOldKeysStmt        *sql.Stmt
+	deleteTagsStmt           *sql.Stmt
+	deleteUserStmt           *sql.Stmt
+	denialsAtStmt            *sql.Stmt
+	getMetaStmt              *sql.Stmt
+	insertAuditStmt          *sql.Stmt
+	insertCertStmt           *sql.Stmt
+	insertChangeStmt         *sql.Stmt
+	insertCheckpointStmt     *sql.Stmt
+	insertDenialStmt         *sql.Stmt
+	insertKeyStmt            *sql.Stmt
+	insertMetaStmt           *sql.Stmt
+	insertNodeStmt           *sql.Stmt
+	insertOwnerLinkStmt      *sql.Stmt
+	insertPolicyStmt         *sql.Stmt
+	insertTagStmt            *sql.Stmt
+	insertTokenStmt          *sql.Stmt
+	insertUserStmt           *sql.Stmt
+	keyByIDStmt              *sql.Stmt
+	lastCertStmt             *sql.Stmt
+	listKeysStmt             *sql.Stmt
+	listNodesStmt            *sql.Stmt
+	listScopeStmt            *sql.Stmt
+	listTokensStmt           *sql.Stmt
+	listUsersStmt            *sql.Stmt
+	lockNodeStmt             *sql.Stmt
+	nextSuffixStmt           *sql.Stmt
+	nodeByIDStmt             *sql.Stmt
+	nodeByIndexStmt          *sql.Stmt
+	nodeByKeyStmt            *sql.Stmt
+	nodeByNameStmt           *sql.Stmt
+	nodeBySerialStmt         *sql.Stmt
+	nodesInRangeStmt         *sql.Stmt
+	policyByVersionStmt      *sql.Stmt
+	quarantineIPStmt         *sql.Stmt
+	resetRecoveriesStmt      *sql.Stmt
+	revokeCertStmt           *sql.Stmt
+	revokeCertsStmt          *sql.Stmt
+	revokeKeyStmt            *sql.Stmt
+	revokeTokenStmt          *sql.Stmt
+	serverKeyNodeStmt        *sql.Stmt
+	setActivePolicyStmt      *sql.Stmt
+	setAuditHeadStmt         *sql.Stmt
+	setEpochStmt             *sql.Stmt
+	setJoinStmt              *sql.Stmt
+	setNameStmt              *sql.Stmt
+	setRecoveredStmt         *sql.Stmt
+	setSiteStmt              *sql.Stmt
+	setStateStmt             *sql.Stmt
+	setUserRoleStmt          *sql.Stmt
+	staleEphemeralStmt       *sql.Stmt
+	tagsOfStmt               *sql.Stmt
+	takeNextIPStmt           *sql.Stmt
+	takeQuarantinedStmt      *sql.Stmt
+	tokenByIDStmt            *sql.Stmt
+	touchKeyStmt             *sql.Stmt
+	touchNodeStmt            *sql.Stmt
+	useOwnerLinkStmt         *sql.Stmt
+	userByNameStmt           *sql.Stmt
+	voidOwnerLinksStmt       *sql.Stmt
 }
 
 func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 	return &Queries{
-		db:                  tx,
-		tx:                  tx,
-		consumeTokenStmt:    q.consumeTokenStmt,
-		nodeByIDStmt:        q.nodeByIDStmt,
-		takeQuarantinedStmt: q.takeQuarantinedStmt,
+		db:                       tx,
+		tx:                       tx,
+		activePolicyStmt:         q.activePolicyStmt,
+		admitStmt:                q.admitStmt,
+		allocateRVStmt:           q.allocateRVStmt,
+		approveNodeStmt:          q.approveNodeStmt,
+		auditAfterStmt:           q.auditAfterStmt,
+		auditBeforeStmt:          q.auditBeforeStmt,
+		auditHeadStmt:            q.auditHeadStmt,
+		bumpNodeStmt:             q.bumpNodeStmt,
+		bumpPSKEpochStmt:         q.bumpPSKEpochStmt,
+		bumpPolicyGenerationStmt: q.bumpPolicyGenerationStmt,
+		certBySerialStmt:         q.certBySerialStmt,
+		certsOfStmt:              q.certsOfStmt,
+		changesSinceStmt:         q.changesSinceStmt,
+		checkpointsStmt:          q.checkpointsStmt,
+		compactToStmt:            q.compactToStmt,
+		consumeTokenStmt:         q.consumeTokenStmt,
+		countDeniedStmt:          q.countDeniedStmt,
+		countKeysStmt:            q.countKeysStmt,
+		countNameStmt:            q.countNameStmt,
+		countNodesStmt:           q.countNodesStmt,
+		countOwnerLinksStmt:      q.countOwnerLinksStmt,
+		countOwnersStmt:          q.countOwnersStmt,
+		countPoliciesStmt:        q.countPoliciesStmt,
+		countScopeStmt:           q.countScopeStmt,
+		countTokensStmt:          q.countTokensStmt,
+		countUserKeysStmt:        q.countUserKeysStmt,
+		countUsersStmt:           q.countUsersStmt,
+		deleteChangesStmt:        q.deleteChangesStmt,
+		deleteDenialsStmt:        q.deleteDenialsStmt,
+		deleteNodeStmt:           q.deleteNodeStmt,
+		deleteOldCertsStmt:       q.deleteOldCertsStmt,
+		deleteOldKeysStmt:        q.deleteOldKeysStmt,
+		deleteTagsStmt:           q.deleteTagsStmt,
+		deleteUserStmt:           q.deleteUserStmt,
+		denialsAtStmt:            q.denialsAtStmt,
+		getMetaStmt:              q.getMetaStmt,
+		insertAuditStmt:          q.insertAuditStmt,
+		insertCertStmt:           q.insertCertStmt,
+		insertChangeStmt:         q.insertChangeStmt,
+		insertCheckpointStmt:     q.insertCheckpointStmt,
+		insertDenialStmt:         q.insertDenialStmt,
+		insertKeyStmt:            q.insertKeyStmt,
+		insertMetaStmt:           q.insertMetaStmt,
+		insertNodeStmt:           q.insertNodeStmt,
+		insertOwnerLinkStmt:      q.insertOwnerLinkStmt,
+		insertPolicyStmt:         q.insertPolicyStmt,
+		insertTagStmt:            q.insertTagStmt,
+		insertTokenStmt:          q.insertTokenStmt,
+		insertUserStmt:           q.insertUserStmt,
+		keyByIDStmt:              q.keyByIDStmt,
+		lastCertStmt:             q.lastCertStmt,
+		listKeysStmt:             q.listKeysStmt,
+		listNodesStmt:            q.listNodesStmt,
+		listScopeStmt:            q.listScopeStmt,
+		listTokensStmt:           q.listTokensStmt,
+		listUsersStmt:            q.listUsersStmt,
+		lockNodeStmt:             q.lockNodeStmt,
+		nextSuffixStmt:           q.nextSuffixStmt,
+		nodeByIDStmt:             q.nodeByIDStmt,
+		nodeByIndexStmt:          q.nodeByIndexStmt,
+		nodeByKeyStmt:            q.nodeByKeyStmt,
+		nodeByNameStmt:           q.nodeByNameStmt,
+		nodeBySerialStmt:         q.nodeBySerialStmt,
+		nodesInRangeStmt:         q.nodesInRangeStmt,
+		policyByVersionStmt:      q.policyByVersionStmt,
+		quarantineIPStmt:         q.quarantineIPStmt,
+		resetRecoveriesStmt:      q.resetRecoveriesStmt,
+		revokeCertStmt:           q.revokeCertStmt,
+		revokeCertsStmt:          q.revokeCertsStmt,
+		revokeKeyStmt:            q.revokeKeyStmt,
+		revokeTokenStmt:          q.revokeTokenStmt,
+		serverKeyNodeStmt:        q.serverKeyNodeStmt,
+		setActivePolicyStmt:      q.setActivePolicyStmt,
+		setAuditHeadStmt:         q.setAuditHeadStmt,
+		setEpochStmt:             q.setEpochStmt,
+		setJoinStmt:              q.setJoinStmt,
+		setNameStmt:              q.setNameStmt,
+		setRecoveredStmt:         q.setRecoveredStmt,
+		setSiteStmt:              q.setSiteStmt,
+		setStateStmt:             q.setStateStmt,
+		setUserRoleStmt:          q.setUserRoleStmt,
+		staleEphemeralStmt:       q.staleEphemeralStmt,
+		tagsOfStmt:               q.tagsOfStmt,
+		takeNextIPStmt:           q.takeNextIPStmt,
+		takeQuarantinedStmt:      q.takeQuarantinedStmt,
+		tokenByIDStmt:            q.tokenByIDStmt,
+		touchKeyStmt:             q.touchKeyStmt,
+		touchNodeStmt:            q.touchNodeStmt,
+		useOwnerLinkStmt:         q.useOwnerLinkStmt,
+		userByNameStmt:           q.userByNameStmt,
+		voidOwnerLinksStmt:       q.voidOwnerLinksStmt,
 	}
 }

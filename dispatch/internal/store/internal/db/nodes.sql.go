@@ -9,22 +9,537 @@ import (
 	"context"
 )
 
-const consumeToken = `-- name: ConsumeToken :execrows
-UPDATE join_tokens SET uses = uses + 1
-WHERE id = ? AND uses < max_uses AND revoked_at = 0 AND expires > ?
+const admit = `-- name: Admit :one
+SELECT n.state, n.locked, n.key_origin, n.site, n.name, CAST(coalesce(c.revoked_at, 0) AS INTEGER) AS revoked_at,
+  (SELECT count(*) FROM denials d WHERE (d.kind = 'node' AND d.value = n.id) OR (d.kind = 'key' AND d.value = n.ed25519)
+    OR (d.kind = 'serial' AND d.value = ?1)) AS denied
+FROM nodes n LEFT JOIN certs c ON c.serial = ?1 AND c.node_id = n.id WHERE n.id = ?2
 `
 
-type ConsumeTokenParams struct {
-	ID      string
-	Expires int64
+type AdmitParams struct {
+	Serial []byte
+	ID     []byte
 }
 
-func (q *Queries) ConsumeToken(ctx context.Context, arg ConsumeTokenParams) (int64, error) {
-	result, err := q.exec(ctx, q.consumeTokenStmt, consumeToken, arg.ID, arg.Expires)
+type AdmitRow struct {
+	State     string
+	Locked    int64
+	KeyOrigin string
+	Site      string
+	Name      string
+	RevokedAt int64
+	Denied    int64
+}
+
+func (q *Queries) Admit(ctx context.Context, arg AdmitParams) (AdmitRow, error) {
+	row := q.queryRow(ctx, q.admitStmt, admit, arg.Serial, arg.ID)
+	var i AdmitRow
+	err := row.Scan(
+		&i.State,
+		&i.Locked,
+		&i.KeyOrigin,
+		&i.Site,
+		&i.Name,
+		&i.RevokedAt,
+		&i.Denied,
+	)
+	return i, err
+}
+
+const approveNode = `-- name: ApproveNode :execrows
+UPDATE nodes SET state = 'active', locked = 0, recover_left = 3, approved_by = ?, row_version = row_version + 1
+WHERE id = ? AND state IN ('pending', 'active')
+`
+
+type ApproveNodeParams struct {
+	ApprovedBy string
+	ID         []byte
+}
+
+func (q *Queries) ApproveNode(ctx context.Context, arg ApproveNodeParams) (int64, error) {
+	result, err := q.exec(ctx, q.approveNodeStmt, approveNode, arg.ApprovedBy, arg.ID)
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected()
+}
+
+const bumpNode = `-- name: BumpNode :exec
+UPDATE nodes SET row_version = row_version + 1 WHERE id = ?
+`
+
+func (q *Queries) BumpNode(ctx context.Context, id []byte) error {
+	_, err := q.exec(ctx, q.bumpNodeStmt, bumpNode, id)
+	return err
+}
+
+const certBySerial = `-- name: CertBySerial :one
+SELECT serial, node_id, not_after, revoked_at, reason FROM certs WHERE serial = ?
+`
+
+func (q *Queries) CertBySerial(ctx context.Context, serial []byte) (Cert, error) {
+	row := q.queryRow(ctx, q.certBySerialStmt, certBySerial, serial)
+	var i Cert
+	err := row.Scan(
+		&i.Serial,
+		&i.NodeID,
+		&i.NotAfter,
+		&i.RevokedAt,
+		&i.Reason,
+	)
+	return i, err
+}
+
+const certsOf = `-- name: CertsOf :many
+SELECT serial, node_id, not_after, revoked_at, reason FROM certs WHERE node_id = ? ORDER BY not_after DESC LIMIT 100
+`
+
+func (q *Queries) CertsOf(ctx context.Context, nodeID []byte) ([]Cert, error) {
+	rows, err := q.query(ctx, q.certsOfStmt, certsOf, nodeID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Cert
+	for rows.Next() {
+		var i Cert
+		if err := rows.Scan(
+			&i.Serial,
+			&i.NodeID,
+			&i.NotAfter,
+			&i.RevokedAt,
+			&i.Reason,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const countDenied = `-- name: CountDenied :one
+SELECT count(*) FROM denials WHERE (kind = 'node' AND value = ?1) OR (kind = 'key' AND value = ?2) OR (kind = 'serial' AND value = ?3)
+`
+
+type CountDeniedParams struct {
+	Node   []byte
+	Key    []byte
+	Serial []byte
+}
+
+func (q *Queries) CountDenied(ctx context.Context, arg CountDeniedParams) (int64, error) {
+	row := q.queryRow(ctx, q.countDeniedStmt, countDenied, arg.Node, arg.Key, arg.Serial)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countKeys = `-- name: CountKeys :one
+SELECT count(*) FROM nodes WHERE ed25519 = ? OR x25519 = ?
+`
+
+type CountKeysParams struct {
+	Ed25519 []byte
+	X25519  []byte
+}
+
+func (q *Queries) CountKeys(ctx context.Context, arg CountKeysParams) (int64, error) {
+	row := q.queryRow(ctx, q.countKeysStmt, countKeys, arg.Ed25519, arg.X25519)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countName = `-- name: CountName :one
+SELECT count(*) FROM nodes WHERE name = ?
+`
+
+func (q *Queries) CountName(ctx context.Context, name string) (int64, error) {
+	row := q.queryRow(ctx, q.countNameStmt, countName, name)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countNodes = `-- name: CountNodes :many
+SELECT state, locked, count(*) AS n FROM nodes GROUP BY state, locked
+`
+
+type CountNodesRow struct {
+	State  string
+	Locked int64
+	N      int64
+}
+
+func (q *Queries) CountNodes(ctx context.Context) ([]CountNodesRow, error) {
+	rows, err := q.query(ctx, q.countNodesStmt, countNodes)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []CountNodesRow
+	for rows.Next() {
+		var i CountNodesRow
+		if err := rows.Scan(&i.State, &i.Locked, &i.N); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const countScope = `-- name: CountScope :one
+SELECT count(*) FROM nodes WHERE site = ? AND state = 'active' AND key_origin = 'node'
+`
+
+func (q *Queries) CountScope(ctx context.Context, site string) (int64, error) {
+	row := q.queryRow(ctx, q.countScopeStmt, countScope, site)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const deleteDenials = `-- name: DeleteDenials :exec
+DELETE FROM denials WHERE until != 0 AND until <= ?
+`
+
+func (q *Queries) DeleteDenials(ctx context.Context, until int64) error {
+	_, err := q.exec(ctx, q.deleteDenialsStmt, deleteDenials, until)
+	return err
+}
+
+const deleteNode = `-- name: DeleteNode :execrows
+DELETE FROM nodes WHERE id = ?
+`
+
+func (q *Queries) DeleteNode(ctx context.Context, id []byte) (int64, error) {
+	result, err := q.exec(ctx, q.deleteNodeStmt, deleteNode, id)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteOldCerts = `-- name: DeleteOldCerts :exec
+DELETE FROM certs WHERE not_after < ? AND revoked_at = 0
+`
+
+func (q *Queries) DeleteOldCerts(ctx context.Context, notAfter int64) error {
+	_, err := q.exec(ctx, q.deleteOldCertsStmt, deleteOldCerts, notAfter)
+	return err
+}
+
+const deleteTags = `-- name: DeleteTags :exec
+DELETE FROM node_tags WHERE node_id = ?
+`
+
+func (q *Queries) DeleteTags(ctx context.Context, nodeID []byte) error {
+	_, err := q.exec(ctx, q.deleteTagsStmt, deleteTags, nodeID)
+	return err
+}
+
+const denialsAt = `-- name: DenialsAt :many
+SELECT kind, value, until, reason, created FROM denials WHERE until = 0 OR until > ? ORDER BY kind, value
+`
+
+func (q *Queries) DenialsAt(ctx context.Context, until int64) ([]Denial, error) {
+	rows, err := q.query(ctx, q.denialsAtStmt, denialsAt, until)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Denial
+	for rows.Next() {
+		var i Denial
+		if err := rows.Scan(
+			&i.Kind,
+			&i.Value,
+			&i.Until,
+			&i.Reason,
+			&i.Created,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const insertCert = `-- name: InsertCert :exec
+INSERT INTO certs (serial, node_id, not_after) VALUES (?, ?, ?)
+`
+
+type InsertCertParams struct {
+	Serial   []byte
+	NodeID   []byte
+	NotAfter int64
+}
+
+func (q *Queries) InsertCert(ctx context.Context, arg InsertCertParams) error {
+	_, err := q.exec(ctx, q.insertCertStmt, insertCert, arg.Serial, arg.NodeID, arg.NotAfter)
+	return err
+}
+
+const insertDenial = `-- name: InsertDenial :exec
+INSERT INTO denials (kind, value, until, reason, created) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (kind, value) DO UPDATE SET until = CASE WHEN denials.until = 0 OR excluded.until = 0 THEN 0 ELSE max(denials.until, excluded.until) END
+`
+
+type InsertDenialParams struct {
+	Kind    string
+	Value   []byte
+	Until   int64
+	Reason  string
+	Created int64
+}
+
+func (q *Queries) InsertDenial(ctx context.Context, arg InsertDenialParams) error {
+	_, err := q.exec(ctx, q.insertDenialStmt, insertDenial,
+		arg.Kind,
+		arg.Value,
+		arg.Until,
+		arg.Reason,
+		arg.Created,
+	)
+	return err
+}
+
+const insertNode = `-- name: InsertNode :exec
+INSERT INTO nodes (id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, ephemeral, generation, approved_by, last_seen)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+`
+
+type InsertNodeParams struct {
+	ID         []byte
+	Name       string
+	Ip         int64
+	Ed25519    []byte
+	X25519     []byte
+	KeyOrigin  string
+	State      string
+	TokenID    string
+	Hostname   string
+	Os         string
+	Arch       string
+	Version    string
+	Created    int64
+	Site       string
+	Ephemeral  int64
+	Generation int64
+	ApprovedBy string
+	LastSeen   int64
+}
+
+func (q *Queries) InsertNode(ctx context.Context, arg InsertNodeParams) error {
+	_, err := q.exec(ctx, q.insertNodeStmt, insertNode,
+		arg.ID,
+		arg.Name,
+		arg.Ip,
+		arg.Ed25519,
+		arg.X25519,
+		arg.KeyOrigin,
+		arg.State,
+		arg.TokenID,
+		arg.Hostname,
+		arg.Os,
+		arg.Arch,
+		arg.Version,
+		arg.Created,
+		arg.Site,
+		arg.Ephemeral,
+		arg.Generation,
+		arg.ApprovedBy,
+		arg.LastSeen,
+	)
+	return err
+}
+
+const insertTag = `-- name: InsertTag :exec
+INSERT INTO node_tags (node_id, tag) VALUES (?, ?)
+`
+
+type InsertTagParams struct {
+	NodeID []byte
+	Tag    string
+}
+
+func (q *Queries) InsertTag(ctx context.Context, arg InsertTagParams) error {
+	_, err := q.exec(ctx, q.insertTagStmt, insertTag, arg.NodeID, arg.Tag)
+	return err
+}
+
+const lastCert = `-- name: LastCert :one
+SELECT CAST(coalesce(max(not_after), 0) AS INTEGER) AS not_after FROM certs WHERE node_id = ?
+`
+
+func (q *Queries) LastCert(ctx context.Context, nodeID []byte) (int64, error) {
+	row := q.queryRow(ctx, q.lastCertStmt, lastCert, nodeID)
+	var not_after int64
+	err := row.Scan(&not_after)
+	return not_after, err
+}
+
+const listNodes = `-- name: ListNodes :many
+SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.approved_by, nodes.last_seen, nodes.discovery_id,
+  CAST(coalesce((SELECT max(c.not_after) FROM certs c WHERE c.node_id = nodes.id), 0) AS INTEGER) AS cert_expires,
+  CAST(coalesce((SELECT group_concat(g.tag) FROM node_tags g WHERE g.node_id = nodes.id), '') AS TEXT) AS tags
+FROM nodes ORDER BY nodes.name
+`
+
+type ListNodesRow struct {
+	Node        Node
+	CertExpires int64
+	Tags        string
+}
+
+func (q *Queries) ListNodes(ctx context.Context) ([]ListNodesRow, error) {
+	rows, err := q.query(ctx, q.listNodesStmt, listNodes)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListNodesRow
+	for rows.Next() {
+		var i ListNodesRow
+		if err := rows.Scan(
+			&i.Node.ID,
+			&i.Node.Name,
+			&i.Node.Ip,
+			&i.Node.Ed25519,
+			&i.Node.X25519,
+			&i.Node.KeyOrigin,
+			&i.Node.State,
+			&i.Node.TokenID,
+			&i.Node.Hostname,
+			&i.Node.Os,
+			&i.Node.Arch,
+			&i.Node.Version,
+			&i.Node.Created,
+			&i.Node.Site,
+			&i.Node.RowVersion,
+			&i.Node.Ephemeral,
+			&i.Node.Locked,
+			&i.Node.Generation,
+			&i.Node.RecoveryID,
+			&i.Node.RecoverLeft,
+			&i.Node.ApprovedBy,
+			&i.Node.LastSeen,
+			&i.Node.DiscoveryID,
+			&i.CertExpires,
+			&i.Tags,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listScope = `-- name: ListScope :many
+SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.approved_by, nodes.last_seen, nodes.discovery_id,
+  CAST(coalesce((SELECT group_concat(g.tag) FROM node_tags g WHERE g.node_id = nodes.id), '') AS TEXT) AS tags
+FROM nodes WHERE nodes.site = ? AND nodes.state = 'active' AND nodes.locked = 0 AND nodes.key_origin = 'node' ORDER BY nodes.name
+`
+
+type ListScopeRow struct {
+	Node Node
+	Tags string
+}
+
+func (q *Queries) ListScope(ctx context.Context, site string) ([]ListScopeRow, error) {
+	rows, err := q.query(ctx, q.listScopeStmt, listScope, site)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListScopeRow
+	for rows.Next() {
+		var i ListScopeRow
+		if err := rows.Scan(
+			&i.Node.ID,
+			&i.Node.Name,
+			&i.Node.Ip,
+			&i.Node.Ed25519,
+			&i.Node.X25519,
+			&i.Node.KeyOrigin,
+			&i.Node.State,
+			&i.Node.TokenID,
+			&i.Node.Hostname,
+			&i.Node.Os,
+			&i.Node.Arch,
+			&i.Node.Version,
+			&i.Node.Created,
+			&i.Node.Site,
+			&i.Node.RowVersion,
+			&i.Node.Ephemeral,
+			&i.Node.Locked,
+			&i.Node.Generation,
+			&i.Node.RecoveryID,
+			&i.Node.RecoverLeft,
+			&i.Node.ApprovedBy,
+			&i.Node.LastSeen,
+			&i.Node.DiscoveryID,
+			&i.Tags,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lockNode = `-- name: LockNode :execrows
+UPDATE nodes SET locked = 1, row_version = row_version + 1 WHERE id = ?
+`
+
+func (q *Queries) LockNode(ctx context.Context, id []byte) (int64, error) {
+	result, err := q.exec(ctx, q.lockNodeStmt, lockNode, id)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const nextSuffix = `-- name: NextSuffix :one
+INSERT INTO name_suffix (base, next) VALUES (?, 3)
+ON CONFLICT (base) DO UPDATE SET next = next + 1 RETURNING next
+`
+
+func (q *Queries) NextSuffix(ctx context.Context, base string) (int64, error) {
+	row := q.queryRow(ctx, q.nextSuffixStmt, nextSuffix, base)
+	var next int64
+	err := row.Scan(&next)
+	return next, err
 }
 
 const nodeByID = `-- name: NodeByID :one
@@ -62,14 +577,440 @@ func (q *Queries) NodeByID(ctx context.Context, id []byte) (Node, error) {
 	return i, err
 }
 
-const takeQuarantined = `-- name: TakeQuarantined :one
-DELETE FROM ip_quarantine WHERE ip =
-  (SELECT q.ip FROM ip_quarantine q WHERE q.until <= ? ORDER BY q.ip LIMIT 1) RETURNING ip
+const nodeByIndex = `-- name: NodeByIndex :one
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE ip = ?
 `
 
-func (q *Queries) TakeQuarantined(ctx context.Context, until int64) (int64, error) {
-	row := q.queryRow(ctx, q.takeQuarantinedStmt, takeQuarantined, until)
-	var ip int64
-	err := row.Scan(&ip)
-	return ip, err
+func (q *Queries) NodeByIndex(ctx context.Context, ip int64) (Node, error) {
+	row := q.queryRow(ctx, q.nodeByIndexStmt, nodeByIndex, ip)
+	var i Node
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.Ip,
+		&i.Ed25519,
+		&i.X25519,
+		&i.KeyOrigin,
+		&i.State,
+		&i.TokenID,
+		&i.Hostname,
+		&i.Os,
+		&i.Arch,
+		&i.Version,
+		&i.Created,
+		&i.Site,
+		&i.RowVersion,
+		&i.Ephemeral,
+		&i.Locked,
+		&i.Generation,
+		&i.RecoveryID,
+		&i.RecoverLeft,
+		&i.ApprovedBy,
+		&i.LastSeen,
+		&i.DiscoveryID,
+	)
+	return i, err
+}
+
+const nodeByKey = `-- name: NodeByKey :one
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE ed25519 = ?
+`
+
+func (q *Queries) NodeByKey(ctx context.Context, ed25519 []byte) (Node, error) {
+	row := q.queryRow(ctx, q.nodeByKeyStmt, nodeByKey, ed25519)
+	var i Node
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.Ip,
+		&i.Ed25519,
+		&i.X25519,
+		&i.KeyOrigin,
+		&i.State,
+		&i.TokenID,
+		&i.Hostname,
+		&i.Os,
+		&i.Arch,
+		&i.Version,
+		&i.Created,
+		&i.Site,
+		&i.RowVersion,
+		&i.Ephemeral,
+		&i.Locked,
+		&i.Generation,
+		&i.RecoveryID,
+		&i.RecoverLeft,
+		&i.ApprovedBy,
+		&i.LastSeen,
+		&i.DiscoveryID,
+	)
+	return i, err
+}
+
+const nodeByName = `-- name: NodeByName :one
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE name = ?
+`
+
+func (q *Queries) NodeByName(ctx context.Context, name string) (Node, error) {
+	row := q.queryRow(ctx, q.nodeByNameStmt, nodeByName, name)
+	var i Node
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.Ip,
+		&i.Ed25519,
+		&i.X25519,
+		&i.KeyOrigin,
+		&i.State,
+		&i.TokenID,
+		&i.Hostname,
+		&i.Os,
+		&i.Arch,
+		&i.Version,
+		&i.Created,
+		&i.Site,
+		&i.RowVersion,
+		&i.Ephemeral,
+		&i.Locked,
+		&i.Generation,
+		&i.RecoveryID,
+		&i.RecoverLeft,
+		&i.ApprovedBy,
+		&i.LastSeen,
+		&i.DiscoveryID,
+	)
+	return i, err
+}
+
+const nodeBySerial = `-- name: NodeBySerial :one
+SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.approved_by, nodes.last_seen, nodes.discovery_id FROM nodes JOIN certs ON certs.node_id = nodes.id WHERE certs.serial = ?
+`
+
+type NodeBySerialRow struct {
+	Node Node
+}
+
+func (q *Queries) NodeBySerial(ctx context.Context, serial []byte) (NodeBySerialRow, error) {
+	row := q.queryRow(ctx, q.nodeBySerialStmt, nodeBySerial, serial)
+	var i NodeBySerialRow
+	err := row.Scan(
+		&i.Node.ID,
+		&i.Node.Name,
+		&i.Node.Ip,
+		&i.Node.Ed25519,
+		&i.Node.X25519,
+		&i.Node.KeyOrigin,
+		&i.Node.State,
+		&i.Node.TokenID,
+		&i.Node.Hostname,
+		&i.Node.Os,
+		&i.Node.Arch,
+		&i.Node.Version,
+		&i.Node.Created,
+		&i.Node.Site,
+		&i.Node.RowVersion,
+		&i.Node.Ephemeral,
+		&i.Node.Locked,
+		&i.Node.Generation,
+		&i.Node.RecoveryID,
+		&i.Node.RecoverLeft,
+		&i.Node.ApprovedBy,
+		&i.Node.LastSeen,
+		&i.Node.DiscoveryID,
+	)
+	return i, err
+}
+
+const nodesInRange = `-- name: NodesInRange :many
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE id >= ?1 AND id <= ?2 ORDER BY id LIMIT 2
+`
+
+type NodesInRangeParams struct {
+	Low  []byte
+	High []byte
+}
+
+func (q *Queries) NodesInRange(ctx context.Context, arg NodesInRangeParams) ([]Node, error) {
+	rows, err := q.query(ctx, q.nodesInRangeStmt, nodesInRange, arg.Low, arg.High)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Node
+	for rows.Next() {
+		var i Node
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.Ip,
+			&i.Ed25519,
+			&i.X25519,
+			&i.KeyOrigin,
+			&i.State,
+			&i.TokenID,
+			&i.Hostname,
+			&i.Os,
+			&i.Arch,
+			&i.Version,
+			&i.Created,
+			&i.Site,
+			&i.RowVersion,
+			&i.Ephemeral,
+			&i.Locked,
+			&i.Generation,
+			&i.RecoveryID,
+			&i.RecoverLeft,
+			&i.ApprovedBy,
+			&i.LastSeen,
+			&i.DiscoveryID,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const resetRecoveries = `-- name: ResetRecoveries :exec
+UPDATE nodes SET recover_left = 3 WHERE id = ? AND recover_left < 3
+`
+
+func (q *Queries) ResetRecoveries(ctx context.Context, id []byte) error {
+	_, err := q.exec(ctx, q.resetRecoveriesStmt, resetRecoveries, id)
+	return err
+}
+
+const revokeCert = `-- name: RevokeCert :execrows
+UPDATE certs SET revoked_at = ?, reason = ? WHERE serial = ? AND revoked_at = 0
+`
+
+type RevokeCertParams struct {
+	RevokedAt int64
+	Reason    string
+	Serial    []byte
+}
+
+func (q *Queries) RevokeCert(ctx context.Context, arg RevokeCertParams) (int64, error) {
+	result, err := q.exec(ctx, q.revokeCertStmt, revokeCert, arg.RevokedAt, arg.Reason, arg.Serial)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const revokeCerts = `-- name: RevokeCerts :exec
+UPDATE certs SET revoked_at = ?, reason = ? WHERE node_id = ? AND revoked_at = 0
+`
+
+type RevokeCertsParams struct {
+	RevokedAt int64
+	Reason    string
+	NodeID    []byte
+}
+
+func (q *Queries) RevokeCerts(ctx context.Context, arg RevokeCertsParams) error {
+	_, err := q.exec(ctx, q.revokeCertsStmt, revokeCerts, arg.RevokedAt, arg.Reason, arg.NodeID)
+	return err
+}
+
+const serverKeyNode = `-- name: ServerKeyNode :one
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE x25519 = ? AND key_origin = 'server'
+`
+
+func (q *Queries) ServerKeyNode(ctx context.Context, x25519 []byte) (Node, error) {
+	row := q.queryRow(ctx, q.serverKeyNodeStmt, serverKeyNode, x25519)
+	var i Node
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.Ip,
+		&i.Ed25519,
+		&i.X25519,
+		&i.KeyOrigin,
+		&i.State,
+		&i.TokenID,
+		&i.Hostname,
+		&i.Os,
+		&i.Arch,
+		&i.Version,
+		&i.Created,
+		&i.Site,
+		&i.RowVersion,
+		&i.Ephemeral,
+		&i.Locked,
+		&i.Generation,
+		&i.RecoveryID,
+		&i.RecoverLeft,
+		&i.ApprovedBy,
+		&i.LastSeen,
+		&i.DiscoveryID,
+	)
+	return i, err
+}
+
+const setJoin = `-- name: SetJoin :exec
+UPDATE nodes SET token_id = ?, hostname = ?, os = ?, arch = ?, version = ?, row_version = row_version + 1 WHERE id = ?
+`
+
+type SetJoinParams struct {
+	TokenID  string
+	Hostname string
+	Os       string
+	Arch     string
+	Version  string
+	ID       []byte
+}
+
+func (q *Queries) SetJoin(ctx context.Context, arg SetJoinParams) error {
+	_, err := q.exec(ctx, q.setJoinStmt, setJoin,
+		arg.TokenID,
+		arg.Hostname,
+		arg.Os,
+		arg.Arch,
+		arg.Version,
+		arg.ID,
+	)
+	return err
+}
+
+const setName = `-- name: SetName :exec
+UPDATE nodes SET name = ?, row_version = row_version + 1 WHERE id = ?
+`
+
+type SetNameParams struct {
+	Name string
+	ID   []byte
+}
+
+func (q *Queries) SetName(ctx context.Context, arg SetNameParams) error {
+	_, err := q.exec(ctx, q.setNameStmt, setName, arg.Name, arg.ID)
+	return err
+}
+
+const setRecovered = `-- name: SetRecovered :execrows
+UPDATE nodes SET generation = generation + 1, recovery_id = ?, recover_left = recover_left - 1, row_version = row_version + 1
+WHERE id = ? AND recover_left > 0
+`
+
+type SetRecoveredParams struct {
+	RecoveryID []byte
+	ID         []byte
+}
+
+func (q *Queries) SetRecovered(ctx context.Context, arg SetRecoveredParams) (int64, error) {
+	result, err := q.exec(ctx, q.setRecoveredStmt, setRecovered, arg.RecoveryID, arg.ID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const setSite = `-- name: SetSite :exec
+UPDATE nodes SET site = ?, row_version = row_version + 1 WHERE id = ?
+`
+
+type SetSiteParams struct {
+	Site string
+	ID   []byte
+}
+
+func (q *Queries) SetSite(ctx context.Context, arg SetSiteParams) error {
+	_, err := q.exec(ctx, q.setSiteStmt, setSite, arg.Site, arg.ID)
+	return err
+}
+
+const setState = `-- name: SetState :execrows
+UPDATE nodes SET state = ?, row_version = row_version + 1 WHERE id = ?
+`
+
+type SetStateParams struct {
+	State string
+	ID    []byte
+}
+
+func (q *Queries) SetState(ctx context.Context, arg SetStateParams) (int64, error) {
+	result, err := q.exec(ctx, q.setStateStmt, setState, arg.State, arg.ID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const staleEphemeral = `-- name: StaleEphemeral :many
+SELECT id FROM nodes WHERE ephemeral = 1 AND state = 'active' AND last_seen < ? AND created < ? LIMIT 256
+`
+
+type StaleEphemeralParams struct {
+	LastSeen int64
+	Created  int64
+}
+
+func (q *Queries) StaleEphemeral(ctx context.Context, arg StaleEphemeralParams) ([][]byte, error) {
+	rows, err := q.query(ctx, q.staleEphemeralStmt, staleEphemeral, arg.LastSeen, arg.Created)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items [][]byte
+	for rows.Next() {
+		var id []byte
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const tagsOf = `-- name: TagsOf :many
+SELECT tag FROM node_tags WHERE node_id = ? ORDER BY tag
+`
+
+func (q *Queries) TagsOf(ctx context.Context, nodeID []byte) ([]string, error) {
+	rows, err := q.query(ctx, q.tagsOfStmt, tagsOf, nodeID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var tag string
+		if err := rows.Scan(&tag); err != nil {
+			return nil, err
+		}
+		items = append(items, tag)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const touchNode = `-- name: TouchNode :exec
+UPDATE nodes SET last_seen = max(last_seen, CAST(?1 AS INTEGER)) WHERE id = ?2
+`
+
+type TouchNodeParams struct {
+	Seen int64
+	ID   []byte
+}
+
+func (q *Queries) TouchNode(ctx context.Context, arg TouchNodeParams) error {
+	_, err := q.exec(ctx, q.touchNodeStmt, touchNode, arg.Seen, arg.ID)
+	return err
 }

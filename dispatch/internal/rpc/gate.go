@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"connectrpc.com/connect"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
+)
+
+// gate applies authorize to every kind of call, tells the store who acts, and
+// knows the live streams, so that it can end them.
+type gate struct {
+	// admit returns what the hub knows of a node, or why it may not call.
+	admit func(ctx context.Context, id identity.PeerID) (store.Standing, error)
+	// recheck brings a user's role and key up to date.
+	recheck func(ctx context.Context, c *caller) error
+
+	mu   sync.Mutex // guards live
+	live map[subject]map[*context.CancelCauseFunc]struct{}
+}
+
+// subject is what streams can be cut by. One field is set.
+type subject struct {
+	node      identity.PeerID
+	user, key string
+}
+
+// Why a stream was cut.
+var (
+	errRevoked = errors.New("revoked")
+	errMoved   = errors.New("moved to another site")
+	errKeyEnd  = errors.New("key, role or user changed")
+)
+
+func (c *caller) subjects() []subject {
+	switch c.class {
+	case node:
+		return []subject{{node: c.id}}
+	case user:
+		return []subject{{user: c.user}, {key: c.key}}
+	case anonymous, visitor, socket:
+	}
+	return nil
+}
+
+// watch returns a context that cut ends, and a function to call in the end.
+func (g *gate) watch(ctx context.Context, c *caller) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	endTimer := func() {}
+	if c.class == user {
+		ctx, endTimer = context.WithDeadlineCause(ctx, c.expires, errKeyEnd)
+	}
+	subjects := c.subjects()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range subjects {
+		if g.live[s] == nil {
+			g.live[s] = make(map[*context.CancelCauseFunc]struct{})
+		}
+		g.live[s][&cancel] = struct{}{}
+	}
+	return ctx, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for _, s := range subjects {
+			if delete(g.live[s], &cancel); len(g.live[s]) == 0 {
+				delete(g.live, s)
+			}
+		}
+		endTimer()
+		cancel(nil)
+	}
+}
+
+// cut ends all streams of a node.
+func (g *gate) cut(id identity.PeerID) { g.end(subject{node: id}, errRevoked) }
+
+// cutUser ends all streams of a user.
+func (g *gate) cutUser(name string) { g.end(subject{user: name}, errKeyEnd) }
+
+// cutKey ends all streams of an API key.
+func (g *gate) cutKey(id string) { g.end(subject{key: id}, errKeyEnd) }
+
+func (g *gate) end(s subject, why error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for cancel := range g.live[s] {
+		(*cancel)(why)
+	}
+}
+
+// enter lets the caller of ctx in, or says why not. The context that it returns
+// knows the node's standing and the actor.
+func (g *gate) enter(ctx context.Context, procedure string, fresh bool) (context.Context, error) {
+	c := callerOf(ctx)
+	var err error
+	switch {
+	case c.class == node:
+		// The handshake may lie far back: connections live for weeks.
+		if c.standing, err = g.admit(ctx, c.id); err != nil {
+			return ctx, err
+		}
+	case c.class == user && fresh:
+		if err = g.recheck(ctx, &c); err != nil {
+			return ctx, err
+		}
+	}
+	if err := authorize(&c, procedure); err != nil {
+		return ctx, err
+	}
+	if a := c.actor(); a != "" {
+		ctx = store.WithActor(ctx, a)
+	}
+	return withCaller(ctx, c), nil
+}
+
+func (g *gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		ctx, err := g.enter(ctx, req.Spec().Procedure, false)
+		if err != nil {
+			return nil, err
+		}
+		return next(ctx, req)
+	}
+}
+
+func (g *gate) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+func (g *gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		c := callerOf(ctx)
+		ctx, done := g.watch(ctx, &c)
+		defer done()
+		// After watch, so that a revocation falls into neither gap.
+		ctx, err := g.enter(ctx, conn.Spec().Procedure, true)
+		if err != nil {
+			return err
+		}
+		err = next(ctx, conn)
+		if errors.Is(context.Cause(ctx), errKeyEnd) {
+			return keyRefused("the key has expired, is revoked, or can do something else now", "call again; if that is refused, ask for a new key")
+		}
+		return err
+	}
+}
