@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -142,9 +143,19 @@ func (n *Node) assemble(binds []transport.Bind) error {
 	if n.cfg.PSK != nil {
 		psk = n.psks.get
 	}
+	var resolve func(ctx context.Context, q engine.Query) (engine.Resolved, error)
+	var ask func(netip.Addr)
+	if r, ok := n.cfg.Hub.(PeerResolver); ok {
+		resolve = func(ctx context.Context, q engine.Query) (engine.Resolved, error) {
+			p, err := r.ResolvePeer(ctx, PeerQuery(q))
+			return engine.Resolved{Peer: registry.Peer(p.Peer), Online: p.Online, Instance: p.Instance}, err
+		}
+		ask = func(a netip.Addr) { n.engine.Ask(a) }
+	}
 	n.plane = dataplane.New(dataplane.Config{
 		Device: n.cfg.Device, Binds: binds, Policy: n.policy, Local: local, Logger: n.log,
-		STUN:    func(bind int, b []byte, from netip.AddrPort) { n.mux.Handle(bind, b, from) },
+		STUN: func(bind int, b []byte, from netip.AddrPort) { n.mux.Handle(bind, b, from) },
+		Ask:  ask, Mesh: n.cfg.MeshPrefixes,
 		Want:    func(p *dataplane.Peer) { n.engine.Want(p) },
 		Control: func(c dataplane.Control) { n.engine.Control(c) },
 	})
@@ -161,7 +172,7 @@ func (n *Node) assemble(binds []transport.Bind) error {
 	n.engine = engine.New(engine.Config{
 		Keys: n.cfg.Keys, Chain: c.Chain, Roots: n.cfg.Roots, PSK: psk, PSKEpoch: n.pskEpoch(), PSKBefore: n.psks.last, Suites: suites, Rehandshake: n.cfg.Rehandshake,
 		Dataplane: n.plane, Policy: n.policy, Registry: &n.registry, Mux: n.mux,
-		STUNServers: n.cfg.STUNServers, Signal: n.cfg.Hub.Signal, Logger: n.log,
+		STUNServers: n.cfg.STUNServers, Resolve: resolve, Signal: n.cfg.Hub.Signal, Logger: n.log,
 	})
 	return nil
 }
@@ -231,6 +242,39 @@ func (n *Node) Resolve(text string) (Peer, error) {
 		return Peer{}, err
 	}
 	return Peer(*p), nil
+}
+
+// Lookup is Resolve, and asks the hub where that finds nobody: in a large mesh a
+// node is not told of all others. The hub knows no prefixes of PeerIDs.
+func (n *Node) Lookup(ctx context.Context, text string) (Peer, error) {
+	p, err := n.Resolve(text)
+	if !errors.Is(err, ErrUnknownPeer) {
+		return p, err
+	}
+	q, ok := query(text)
+	n.mu.Lock()
+	running := n.state == stateRunning
+	n.mu.Unlock()
+	if !ok || !running {
+		return Peer{}, err
+	}
+	if err := n.engine.Resolve(ctx, q); err != nil {
+		return Peer{}, err
+	}
+	return n.Resolve(text)
+}
+
+// query reads what the hub can be asked for.
+func query(text string) (q engine.Query, ok bool) {
+	text = strings.ToLower(strings.TrimSpace(text))
+	if id, err := identity.ParsePeerID(text); err == nil {
+		return engine.Query{ID: id}, true
+	}
+	if a, err := netip.ParseAddr(text); err == nil {
+		return engine.Query{Addr: a}, a.Zone() == ""
+	}
+	name := strings.TrimSuffix(text, ".mesh")
+	return engine.Query{Name: name}, identity.ValidName(name)
 }
 
 // Connect sets up a session with a peer and returns when a path stands. progress,

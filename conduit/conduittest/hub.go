@@ -28,6 +28,8 @@ type Hub struct {
 	instance uint64
 	tap      Tap
 	denials  []conduit.Denial
+	lazy     bool
+	asked    []conduit.PeerQuery
 }
 
 // Tap sees each signalling body and returns what is delivered instead; nil drops
@@ -77,6 +79,38 @@ func (h *Hub) Deny(d conduit.Denial) {
 	})
 }
 
+// SetLazy makes the hub tell of peers on request only, to nodes that come from now
+// on.
+func (h *Hub) SetLazy(on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lazy = on
+}
+
+// Asked returns what nodes asked for, in order.
+func (h *Hub) Asked() []conduit.PeerQuery {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.asked)
+}
+
+// ResolvePeer implements conduit.PeerResolver.
+func (c *connector) ResolvePeer(_ context.Context, q conduit.PeerQuery) (conduit.ResolvedPeer, error) {
+	h := c.h
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asked = append(h.asked, q)
+	if h.down {
+		return conduit.ResolvedPeer{}, ErrHubDown
+	}
+	for id, p := range h.peers {
+		if id == q.ID || q.Name != "" && p.Name == q.Name || q.Addr.IsValid() && (p.Virtual4 == q.Addr || p.Virtual6 == q.Addr) {
+			return conduit.ResolvedPeer{Peer: p, Online: h.links[id] != nil, Instance: 1}, nil
+		}
+	}
+	return conduit.ResolvedPeer{}, conduit.ErrUnknownPeer
+}
+
 // SetPolicy activates a policy.
 func (h *Hub) SetPolicy(d *policy.Document) {
 	h.mu.Lock()
@@ -114,7 +148,9 @@ func (h *Hub) eachLocked(f func(*connector)) {
 func (h *Hub) welcomeLocked(c *connector) {
 	peers := make([]conduit.Peer, 0, len(h.peers))
 	for _, p := range h.peers {
-		peers = append(peers, p)
+		if !h.lazy {
+			peers = append(peers, p)
+		}
 	}
 	doc, version := h.document, h.version
 	denials := slices.Clone(h.denials)

@@ -41,7 +41,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/tun"
 )
 
-// Config is what a Dataplane is made of. All fields are required.
+// Config is what a Dataplane is made of. All fields but Ask and Mesh are required.
 type Config struct {
 	Device tun.Device
 	Binds  []transport.Bind
@@ -52,6 +52,10 @@ type Config struct {
 	STUN func(bind int, b []byte, from netip.AddrPort)
 	// Want asks for a session with a peer that packets wait for.
 	Want func(*Peer)
+	// Ask asks who has an address inside Mesh that no route leads to; Resolved is the
+	// answer. Packets wait for it. Without Ask they are dropped.
+	Ask  func(netip.Addr)
+	Mesh []netip.Prefix
 	// Control takes sealed control packets that need a decision. body is its to
 	// keep.
 	Control func(Control)
@@ -76,6 +80,7 @@ type Dataplane struct {
 	classify *classify.Classifier
 	routes   route.Table[*Peer]
 	sessions sessionTable
+	unknown  unknown
 	start    time.Time
 
 	stats stats
@@ -128,6 +133,7 @@ func (d *Dataplane) Close() error {
 		}
 	})
 	d.wg.Wait()
+	d.unknown.release()
 	return nil
 }
 

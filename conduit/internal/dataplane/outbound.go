@@ -84,7 +84,8 @@ func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
 	b.Lane = d.classify.Class(&info, b.FlowHash, now)
 	p, ok := d.routes.Lookup(info.Dst)
 	if !ok {
-		return d.drop(b, nil, TxNoRoute)
+		d.ask(b, info.Dst, now)
+		return false
 	}
 	b.Dest = p
 	if !d.cfg.Policy.Outbound(p.Rules, &info, b.Lane, now).Allow {

@@ -25,7 +25,7 @@ import (
 )
 
 // Config is what an Engine is made of. All fields but PSK, PSKBefore,
-// Rehandshake and STUNServers are required.
+// Rehandshake, STUNServers and Resolve are required.
 type Config struct {
 	Keys  *identity.Keys
 	Chain [][]byte
@@ -46,6 +46,9 @@ type Config struct {
 	Mux       *ice.Mux
 	// STUNServers are "host:port".
 	STUNServers []string
+	// Resolve asks the hub for a peer; nil where it cannot. Its error Is
+	// registry.ErrUnknown where there is none.
+	Resolve func(ctx context.Context, q Query) (Resolved, error)
 	// Signal sends a body to a peer through the hub without blocking.
 	Signal func(to identity.PeerID, body []byte) error
 	Logger *slog.Logger
@@ -56,7 +59,8 @@ type Engine struct {
 	cfg Config // set once in New, but for Chain and PSKEpoch, which run owns
 
 	box        mailbox
-	background sync.WaitGroup // agents that are closing
+	background sync.WaitGroup  // agents that are closing, and questions
+	ctx        context.Context // of Run; ends the questions
 
 	// Owned by run.
 	peers    map[identity.PeerID]*peer
@@ -67,6 +71,8 @@ type Engine struct {
 	// expensive limits what costs signatures and key exchanges, over all peers.
 	expensive bucket
 	denied    denials
+	asking    map[Query][]func(error)
+	absent    map[identity.PeerID]time.Time // senders whom the hub does not know
 	doc       *policy.Document
 	docSeq    uint64
 }
@@ -92,7 +98,10 @@ func New(cfg Config) *Engine {
 	if cfg.Rehandshake == 0 {
 		cfg.Rehandshake = time.Hour
 	}
-	e := &Engine{cfg: cfg, peers: make(map[identity.PeerID]*peer), presence: make(map[identity.PeerID]presence)}
+	e := &Engine{
+		cfg: cfg, peers: make(map[identity.PeerID]*peer), presence: make(map[identity.PeerID]presence),
+		asking: make(map[Query][]func(error)), absent: make(map[identity.PeerID]time.Time),
+	}
 	e.box.init()
 	return e
 }
@@ -100,6 +109,7 @@ func New(cfg Config) *Engine {
 // Run owns the engine until ctx ends, then tells the peers and closes all
 // sessions.
 func (e *Engine) Run(ctx context.Context) {
+	e.ctx = ctx
 	timer := time.NewTimer(idleTick)
 	defer timer.Stop()
 	for {
@@ -178,6 +188,7 @@ func (e *Engine) signaled(from identity.PeerID, body []byte) {
 		e.strange = e.strange[1:]
 	}
 	e.strange = append(e.strange, strangeSignal{from, body, now})
+	e.meet(from, now)
 }
 
 // Undeliverable takes the hub's word that a body did not arrive.
@@ -380,13 +391,20 @@ func (e *Engine) SetPSKEpoch(epoch uint8) {
 func (e *Engine) Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error {
 	w := &waiter{done: make(chan error, 1), progress: progress}
 	e.box.post(func() {
-		p := e.peers[id]
-		if p == nil {
-			w.done <- registry.ErrUnknown
+		begin := func(err error) {
+			p := e.peers[id]
+			if p == nil {
+				w.done <- errors.Join(registry.ErrUnknown, err)
+				return
+			}
+			p.waiters = append(p.waiters, w)
+			p.want(time.Now())
+		}
+		if e.peers[id] == nil {
+			e.resolve(Query{ID: id}, begin)
 			return
 		}
-		p.waiters = append(p.waiters, w)
-		p.want(time.Now())
+		begin(nil)
 	})
 	select {
 	case err := <-w.done:
