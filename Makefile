@@ -40,7 +40,7 @@ lint: ## Linters of Go and of the wire contracts; installs them into .bin.
 	@$(BX) lint
 
 .PHONY: generate
-generate: ## Write the stubs of proto/ anew.
+generate: ## Write the stubs of proto/ and the queries of dispatch anew.
 	@$(BX) generate
 
 .PHONY: check

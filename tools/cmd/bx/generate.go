@@ -32,6 +32,9 @@ func generateCommand(ctx context.Context, e *env) error {
 		e.do(ctx, "generate: stubs", func(ctx context.Context, log *step.Log) error {
 			return step.Cmd{Dir: e.root}.Run(ctx, log, e.path(".bin", "buf"), "generate")
 		})
+		e.do(ctx, "generate: queries", func(ctx context.Context, log *step.Log) error {
+			return step.Cmd{Dir: e.path("dispatch")}.Run(ctx, log, e.path(".bin", "sqlc"), "generate")
+		})
 	}
 	return e.run.Finish(ctx)
 }
@@ -57,6 +60,12 @@ func (e *env) generateCheck(ctx context.Context) {
 		}
 		if len(diffs) > 0 {
 			return fmt.Errorf("%d stubs differ from the schema: run make generate", len(diffs))
+		}
+		return nil
+	})
+	e.do(ctx, "generate: queries are current", func(ctx context.Context, log *step.Log) error {
+		if err := (step.Cmd{Dir: e.path("dispatch")}).Run(ctx, log, e.path(".bin", "sqlc"), "diff"); err != nil {
+			return fmt.Errorf("queries differ from their SQL: run make generate: %w", err)
 		}
 		return nil
 	})
