@@ -409,7 +409,10 @@ type served struct {
 func (v served) run() error {
 	var err error
 	if v.tls {
-		err = v.srv.ServeTLS(v.ln, "", "")
+		ln := newHandshaker(v.ln, v.srv.TLSConfig)
+		defer ln.Close()
+		v.srv.TLSConfig = ln.cfg // for HTTP/2
+		err = v.srv.Serve(ln)
 	} else {
 		err = v.srv.Serve(v.ln)
 	}

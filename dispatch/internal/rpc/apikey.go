@@ -78,13 +78,19 @@ func (a *API) KeyHandler() http.Handler {
 	})
 }
 
+// remoteIP returns where a request comes from; invalid for a unix socket.
+func remoteIP(r *http.Request) netip.Addr {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap().WithZone("")
+}
+
 // authenticate returns who has sent r. Without a key that is a visitor; with one
 // that is no good it is an error.
 func (k *keyring) authenticate(r *http.Request) (caller, error) {
-	c := caller{class: visitor}
-	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		c.ip = ap.Addr().Unmap().WithZone("")
-	}
+	c := caller{class: visitor, ip: remoteIP(r)}
 	headers := r.Header.Values("Authorization")
 	if len(headers) == 0 {
 		return c, nil
@@ -169,8 +175,10 @@ func (k *keyring) mayTry(ip netip.Addr) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.now()
-	if wait := k.free[network(ip)].Sub(now) - (failBurst-1)*failEvery; wait > 0 {
-		return connectRetry(wait)
+	// Compared before subtracting: of an address that never failed the difference is
+	// the smallest there is.
+	if wait := k.free[network(ip)].Sub(now); wait > (failBurst-1)*failEvery {
+		return connectRetry(wait - (failBurst-1)*failEvery)
 	}
 	if len(k.free) >= maxFailing {
 		maps.DeleteFunc(k.free, func(_ netip.Prefix, t time.Time) bool { return !t.After(now) })

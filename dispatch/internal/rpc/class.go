@@ -128,7 +128,7 @@ var apiFiles = []protoreflect.FileDescriptor{
 // caller is who is at the other end of a connection, as the transport proved it.
 type caller struct {
 	class class
-	// ip is where a visitor or user comes from; invalid for others.
+	// ip is where the caller comes from; invalid on the socket.
 	ip netip.Addr
 
 	// Of a node:

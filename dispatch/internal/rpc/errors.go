@@ -77,9 +77,23 @@ func wireError(ctx context.Context, log *slog.Logger, what string, err error) er
 		return connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded)
 	case errors.Is(err, net.ErrClosed):
 		return stopping()
+	case store.IsStorage(err):
+		log.ErrorContext(ctx, what, "err", err)
+		return fail(connect.CodeUnavailable, dispatchv1.ErrorReason_ERROR_REASON_STORAGE, "the hub cannot write", storageHint(err))
 	}
 	log.ErrorContext(ctx, what, "err", err)
 	return connect.NewError(connect.CodeInternal, errors.New("internal error of the hub, see its log"))
+}
+
+// storageHint says what the hub's operator can do about its disk.
+func storageHint(err error) string {
+	switch {
+	case errors.Is(err, store.ErrDiskFull):
+		return "its disk is full: make room, the hub goes on by itself"
+	case errors.Is(err, store.ErrReadOnly):
+		return "its data directory is read-only: mount it for writing and restart the hub"
+	}
+	return "see the hub's log and check its disk"
 }
 
 // stopping is what open streams are told when the hub goes down.

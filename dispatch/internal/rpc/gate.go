@@ -95,6 +95,18 @@ func (g *gate) end(s subject, why error) {
 	}
 }
 
+// offStack runs f on another goroutine and waits for it. What is called from there,
+// SQLite above all, makes a stack grow to some 16 KB: on that of a stream it would
+// stay so for as long as the stream lives, once per node.
+func offStack(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	<-done
+}
+
 // enter lets the caller of ctx in, or says why not. The context that it returns
 // knows the node's standing and the actor.
 func (g *gate) enter(ctx context.Context, procedure string, fresh bool) (context.Context, error) {
@@ -140,7 +152,8 @@ func (g *gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.S
 		ctx, done := g.watch(ctx, &c)
 		defer done()
 		// After watch, so that a revocation falls into neither gap.
-		ctx, err := g.enter(ctx, conn.Spec().Procedure, true)
+		var err error
+		offStack(func() { ctx, err = g.enter(ctx, conn.Spec().Procedure, true) })
 		if err != nil {
 			return err
 		}

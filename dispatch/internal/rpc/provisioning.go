@@ -44,8 +44,15 @@ func (p provisioning) Provision(ctx context.Context, req *dispatchv1.ProvisionRe
 		return nil, fail(connect.CodePermissionDenied, dispatchv1.ErrorReason_ERROR_REASON_TOKEN_FOREIGN, refused,
 			"the token belongs to another hub: check the URL")
 	}
+	ip := callerOf(ctx).ip
+	if err := p.keys.mayTry(ip); err != nil {
+		return nil, err
+	}
 	// First of all the secret: without it, a caller learns nothing more.
 	if err := p.store.CheckSecret(ctx, tok.ID, tok.SecretHash()); err != nil {
+		if errors.Is(err, store.ErrTokenInvalid) {
+			p.keys.failed(ip)
+		}
 		return nil, wireError(ctx, p.log, "join", err)
 	}
 	j, key, err := p.joinOf(req)

@@ -90,6 +90,10 @@ func (p provisioning) Recover(ctx context.Context, req *dispatchv1.RecoverReques
 		return nil, fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_CHALLENGE_INVALID,
 			"challenge is too old or not this hub's", "begin the recovery anew")
 	}
+	ip := callerOf(ctx).ip
+	if err := p.keys.mayTry(ip); err != nil {
+		return nil, err
+	}
 	n, err := p.store.NodeByID(ctx, id)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, wireError(ctx, p.log, "recover", err)
@@ -99,6 +103,7 @@ func (p provisioning) Recover(ctx context.Context, req *dispatchv1.RecoverReques
 		key = make([]byte, ed25519.PublicKeySize)
 	}
 	if !ed25519.Verify(key, recoverMessage(req), req.GetSignature()) || err != nil {
+		p.keys.failed(ip)
 		return nil, fail(connect.CodePermissionDenied, dispatchv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED,
 			"recovery refused", "the node is unknown to this hub, or signs with other keys than it joined with")
 	}

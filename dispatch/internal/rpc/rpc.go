@@ -153,11 +153,36 @@ func (a *API) services() http.Handler {
 	})
 }
 
+// pieces writes in small pieces: HTTP/2 keeps a buffer of the size of the largest
+// frame for as long as the connection lives, and one snapshot would set it to 16 KB.
+type pieces struct{ http.ResponseWriter }
+
+const pieceLen = 2048
+
+func (p pieces) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+
+func (p pieces) Flush() {
+	if f, ok := p.ResponseWriter.(http.Flusher); ok {
+		f.Flush()
+	}
+}
+
+func (p pieces) Write(b []byte) (n int, err error) {
+	for {
+		m, err := p.ResponseWriter.Write(b[:min(len(b), pieceLen)])
+		n += m
+		if b = b[m:]; err != nil || len(b) == 0 {
+			return n, err
+		}
+	}
+}
+
 // NodeHandler serves the node port.
 func (a *API) NodeHandler() http.Handler {
 	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := caller{class: anonymous, unblock: func() {
+		w = pieces{w}
+		c := caller{class: anonymous, ip: remoteIP(r), unblock: func() {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
 		}}
 		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {

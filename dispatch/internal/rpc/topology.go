@@ -37,7 +37,13 @@ func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.Watc
 		}
 		r.Interests = append(r.Interests, id)
 	}
-	w, err := t.cfg.Feed.Start(ctx, r)
+	var w *topology.Watch
+	var err error
+	offStack(func() {
+		if w, err = t.cfg.Feed.Start(ctx, r); err == nil {
+			t.witness(ctx, me.id, req.GetCheckpoint())
+		}
+	})
 	if errors.Is(err, topology.ErrInterests) {
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	}
@@ -45,7 +51,6 @@ func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.Watc
 		return wireError(ctx, t.log, "watch topology", err)
 	}
 	defer w.Close()
-	t.witness(ctx, me.id, req.GetCheckpoint())
 	send := sender(ctx, stream)
 	if err := t.catchUp(w, stream, send); err != nil {
 		return err

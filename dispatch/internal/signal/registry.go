@@ -69,7 +69,7 @@ type Stream struct {
 	Instance uint64
 
 	reg   *Registry
-	queue chan Envelope
+	queue chan *Envelope
 	gone  chan struct{} // closed once another stream took its place
 
 	mu     sync.Mutex // guards the bucket
@@ -81,7 +81,7 @@ type Stream struct {
 // the newest wins, because the older is mostly one whose end nobody has noticed.
 func (r *Registry) Open(id identity.PeerID, site string) *Stream {
 	s := &Stream{
-		ID: id, Site: site, reg: r, queue: make(chan Envelope, QueueLen), gone: make(chan struct{}),
+		ID: id, Site: site, reg: r, queue: make(chan *Envelope, QueueLen), gone: make(chan struct{}),
 		tokens: Burst, filled: time.Now(),
 	}
 	r.mu.Lock()
@@ -110,7 +110,7 @@ func (s *Stream) Close() {
 func (s *Stream) Gone() <-chan struct{} { return s.gone }
 
 // Queue is what others sent to the node.
-func (s *Stream) Queue() <-chan Envelope { return s.queue }
+func (s *Stream) Queue() <-chan *Envelope { return s.queue }
 
 // Send puts a message from s into the receiver's queue. It keeps body.
 func (s *Stream) Send(to identity.PeerID, body []byte) Reason {
@@ -124,7 +124,7 @@ func (s *Stream) Send(to identity.PeerID, body []byte) Reason {
 		return Offline
 	}
 	select {
-	case dst.queue <- Envelope{From: s.ID, Body: body}:
+	case dst.queue <- &Envelope{From: s.ID, Body: body}:
 		return Delivered
 	default:
 		return Busy
