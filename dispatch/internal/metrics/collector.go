@@ -36,7 +36,8 @@ type collector struct {
 	rv, auditSeq, policy, dbBytes, walBytes, nodes figure
 
 	relayStreams, relayPackets, relayBytes, relayDropped, relayRefused figure
-	turnAllocations, turnPackets, turnBytes, turnDropped, turnRefused  figure
+
+	turnAllocations, turnNodes, turnCreated, turnPackets, turnBytes, turnDropped, turnRefused, stunBindings figure
 
 	reporting, sessions, lanePackets, laneBytes, laneDropped, dropped, denied figure
 	paths, versions, policies, discovery, reportCount, implausible, restarts  figure
@@ -67,15 +68,18 @@ func newCollector(src Sources, reports *Reports, log *slog.Logger) *collector {
 	c.nodes = add(gauge, "hub_nodes", "Enrolled nodes by state.", "state")
 
 	c.relayStreams = add(gauge, "hub_relay_streams", "Open relay streams.")
-	c.relayPackets = add(counter, "hub_relay_packets_total", "Packets that the relay stream took, by lane.", "lane")
-	c.relayBytes = add(counter, "hub_relay_bytes_total", "Bytes that the relay stream took, by lane.", "lane")
-	c.relayDropped = add(counter, "hub_relay_dropped_packets_total", "Packets that made room for newer ones, by lane.", "lane")
-	c.relayRefused = add(counter, "hub_relay_refused_packets_total", "Packets that the relay did not take, by reason.", "reason")
+	c.relayPackets = add(counter, "hub_relay_packets_total", "Packets that the relay stream passed on, by lane.", "lane")
+	c.relayBytes = add(counter, "hub_relay_bytes_total", "Bytes that the relay stream passed on, by lane.", "lane")
+	c.relayDropped = add(counter, "hub_relay_dropped_packets_total", "Packets that the relay stream dropped, by lane and by what was full.", "lane", "reason")
+	c.relayRefused = add(counter, "hub_relay_refused_packets_total", "Packets that the relay stream did not take: the receiver is not here, or it is no packet.", "reason")
 	c.turnAllocations = add(gauge, "hub_turn_allocations", "Open TURN allocations.")
-	c.turnPackets = add(counter, "hub_turn_packets_total", "Packets that TURN relayed.")
-	c.turnBytes = add(counter, "hub_turn_bytes_total", "Bytes that TURN relayed.")
+	c.turnNodes = add(gauge, "hub_turn_nodes", "Nodes with a TURN allocation.")
+	c.turnCreated = add(counter, "hub_turn_created_allocations_total", "TURN allocations that were made.")
+	c.turnPackets = add(counter, "hub_turn_packets_total", "Packets that TURN relayed, up is from a node.", "direction")
+	c.turnBytes = add(counter, "hub_turn_bytes_total", "Bytes that TURN relayed, up is from a node.", "direction")
 	c.turnDropped = add(counter, "hub_turn_dropped_packets_total", "Packets that TURN dropped, by reason.", "reason")
 	c.turnRefused = add(counter, "hub_turn_refused_requests_total", "TURN requests that were refused, by reason.", "reason")
+	c.stunBindings = add(counter, "hub_stun_bindings_total", "STUN binding requests that were answered.")
 
 	c.reporting = add(gauge, "fleet_reporting_nodes", "Nodes that have reported lately.")
 	c.sessions = add(gauge, "fleet_sessions", "Sessions of the reporting nodes; each counts at both ends.")
@@ -161,21 +165,34 @@ func (c *collector) database(s sender) {
 func (c *collector) relays(s sender) {
 	if c.src.Relay != nil {
 		r := c.src.Relay()
-		s.send(c.relayStreams, float64(r.Streams))
-		for i, l := range r.Lanes {
-			s.send(c.relayPackets, float64(l.Packets), laneNames[i])
-			s.send(c.relayBytes, float64(l.Bytes), laneNames[i])
-			s.send(c.relayDropped, float64(l.Dropped), laneNames[i])
+		s.send(c.relayStreams, float64(r.Clients))
+		for i, lane := range laneNames {
+			s.send(c.relayPackets, float64(r.RelayedPackets[i]), lane)
+			s.send(c.relayBytes, float64(r.RelayedBytes[i]), lane)
+			s.send(c.relayDropped, float64(r.DroppedQueue[i]), lane, "queue")
+			s.send(c.relayDropped, float64(r.DroppedRate[i]), lane, "rate")
 		}
-		sendKnown(s, c.relayRefused, r.Refused, relayReasons)
+		s.send(c.relayRefused, float64(r.Gone), "gone")
+		s.send(c.relayRefused, float64(r.Invalid), "invalid")
 	}
 	if c.src.TURN != nil {
 		t := c.src.TURN()
 		s.send(c.turnAllocations, float64(t.Allocations))
-		s.send(c.turnPackets, float64(t.Packets))
-		s.send(c.turnBytes, float64(t.Bytes))
-		sendKnown(s, c.turnDropped, t.Dropped, relayReasons)
-		sendKnown(s, c.turnRefused, t.Refused, relayReasons)
+		s.send(c.turnNodes, float64(t.Nodes))
+		s.send(c.turnCreated, float64(t.Created))
+		s.send(c.turnPackets, float64(t.UpPackets), "up")
+		s.send(c.turnPackets, float64(t.DownPackets), "down")
+		s.send(c.turnBytes, float64(t.UpBytes), "up")
+		s.send(c.turnBytes, float64(t.DownBytes), "down")
+		s.send(c.turnDropped, float64(t.DroppedRate), "rate")
+		s.send(c.turnDropped, float64(t.DroppedPeer), "peer")
+		s.send(c.turnDropped, float64(t.Dropped), "unknown")
+		s.send(c.turnRefused, float64(t.RefusedAuth), "auth")
+		s.send(c.turnRefused, float64(t.RefusedNode), "node")
+		s.send(c.turnRefused, float64(t.RefusedQuota), "quota")
+		s.send(c.turnRefused, float64(t.RefusedPeer), "peer")
+		s.send(c.turnRefused, float64(t.RefusedRate), "rate")
+		s.send(c.stunBindings, float64(t.Bindings))
 	}
 }
 

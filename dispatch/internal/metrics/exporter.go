@@ -11,6 +11,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/turn"
 )
 
 const (
@@ -38,8 +41,8 @@ type Sources struct {
 	// does not know are counted as "other".
 	Signals func() map[string]uint64
 	// Relay is the relay over streams, TURN that over UDP.
-	Relay func() Relay
-	TURN  func() TURN
+	Relay func() relay.Stats
+	TURN  func() turn.Stats
 }
 
 // Database are figures of the store.
@@ -53,31 +56,10 @@ type Database struct {
 	Nodes map[string]int
 }
 
-// Relay are figures of the relay since the start.
-type Relay struct {
-	Streams int
-	Lanes   [numLanes]RelayLane // critical, telemetry, bulk
-	// Refused are packets that no queue took, by reason.
-	Refused map[string]uint64
-}
-
-// RelayLane is one lane of the relay. Dropped are packets that made room for newer
-// ones.
-type RelayLane struct{ Packets, Bytes, Dropped uint64 }
-
-// TURN are figures of the TURN server since the start. It cannot tell lanes apart.
-type TURN struct {
-	Allocations    int
-	Packets, Bytes uint64
-	// Dropped are packets by reason, Refused requests by reason.
-	Dropped, Refused map[string]uint64
-}
-
 // The values of labels that sources choose.
 var (
 	signalOutcomes = []string{"delivered", "offline", "busy", "over_rate", "invalid", "denied"}
 	nodeStates     = []string{"active", "pending", "revoked", "locked", "expired"}
-	relayReasons   = []string{"offline", "overflow", "invalid", "over_rate", "denied", "too_large", "closed", "auth", "quota", "range"}
 )
 
 // Exporter shows all figures. It has a registry of its own.

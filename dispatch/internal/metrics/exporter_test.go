@@ -16,6 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/turn"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
 )
@@ -32,11 +34,14 @@ func fullSources() Sources {
 		},
 		IntermediateExpires: func() time.Time { return time.Unix(1_800_000_000, 0) },
 		Signals:             func() map[string]uint64 { return map[string]uint64{"delivered": 7, "busy": 2, "x": 1, "y": 1} },
-		Relay: func() Relay {
-			return Relay{Streams: 2, Lanes: [3]RelayLane{{1, 100, 0}, {2, 200, 1}, {3, 300, 2}}, Refused: map[string]uint64{"offline": 9}}
+		Relay: func() relay.Stats {
+			return relay.Stats{
+				Clients: 2, RelayedPackets: [3]uint64{1, 2, 3}, RelayedBytes: [3]uint64{100, 200, 300},
+				DroppedQueue: [3]uint64{0, 1, 2}, DroppedRate: [3]uint64{0, 0, 5}, Gone: 9, Invalid: 1,
+			}
 		},
-		TURN: func() TURN {
-			return TURN{Allocations: 1, Packets: 5, Bytes: 500, Dropped: map[string]uint64{"over_rate": 4}, Refused: map[string]uint64{"auth": 3}}
+		TURN: func() turn.Stats {
+			return turn.Stats{Allocations: 1, Nodes: 1, Created: 2, UpPackets: 5, UpBytes: 500, DroppedRate: 4, RefusedAuth: 3, Bindings: 8}
 		},
 	}
 }
@@ -118,11 +123,14 @@ bauxite_hub_nodes{state="revoked"} 0
 # HELP bauxite_hub_refusals_total Calls that were refused, by reason.
 # TYPE bauxite_hub_refusals_total counter
 bauxite_hub_refusals_total{reason="permission_denied"} 1
-# HELP bauxite_hub_relay_dropped_packets_total Packets that made room for newer ones, by lane.
+# HELP bauxite_hub_relay_dropped_packets_total Packets that the relay stream dropped, by lane and by what was full.
 # TYPE bauxite_hub_relay_dropped_packets_total counter
-bauxite_hub_relay_dropped_packets_total{lane="bulk"} 2
-bauxite_hub_relay_dropped_packets_total{lane="critical"} 0
-bauxite_hub_relay_dropped_packets_total{lane="telemetry"} 1
+bauxite_hub_relay_dropped_packets_total{lane="bulk",reason="queue"} 2
+bauxite_hub_relay_dropped_packets_total{lane="bulk",reason="rate"} 5
+bauxite_hub_relay_dropped_packets_total{lane="critical",reason="queue"} 0
+bauxite_hub_relay_dropped_packets_total{lane="critical",reason="rate"} 0
+bauxite_hub_relay_dropped_packets_total{lane="telemetry",reason="queue"} 1
+bauxite_hub_relay_dropped_packets_total{lane="telemetry",reason="rate"} 0
 # HELP bauxite_hub_signal_messages_total Signalling messages by what became of them.
 # TYPE bauxite_hub_signal_messages_total counter
 bauxite_hub_signal_messages_total{outcome="busy"} 2
