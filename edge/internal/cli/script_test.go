@@ -65,6 +65,10 @@ func (n *fakeNode) Connect(_ context.Context, id identity.PeerID, progress func(
 	return nil
 }
 
+func (n *fakeNode) Lookup(context.Context, string) (conduit.Peer, error) {
+	return conduit.Peer{}, conduit.ErrUnknownPeer
+}
+
 func (n *fakeNode) SetCertificate(*identity.Certificate) error { return nil }
 func (n *fakeNode) SetPSK([]byte, uint8) error                 { return nil }
 

@@ -53,6 +53,7 @@ type Config struct {
 type Node interface {
 	Start(ctx context.Context) error
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
+	Lookup(ctx context.Context, text string) (conduit.Peer, error)
 	Status(ctx context.Context) (*conduit.Status, error)
 	SetCertificate(c *identity.Certificate) error
 	SetPSK(psk []byte, epoch uint8) error
@@ -163,13 +164,14 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 	}
 	r.tls.Store(d.id.TLS())
 	d.key = &meshKey{
-		log: d.log.With("part", "meshkey"), news: make(chan uint32, 1), epoch: uint32(d.id.PSKEpoch),
+		log: d.log.With("part", "meshkey"), news: make(chan uint32, 1),
 		store: func(psk []byte, epoch uint8) error { return home.StorePSK(d.cfg.Home, psk, epoch) },
 	}
 	proxy, err := config.ParseProxy(c.Hub.Proxy)
 	if err != nil { // the configuration was checked
 		return err
 	}
+	d.key.epoch.Store(uint32(d.id.PSKEpoch))
 	link, err := hub.New(hub.Config{
 		URL: c.Hub.URL, Roots: d.id.Roots, MeshKey: d.key.announce,
 		Certificate: func() (*tls.Certificate, error) { return r.tls.Load(), nil },
@@ -214,6 +216,11 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 	d.cancel = cancel
 	d.workers.Go(func() { r.run(run) })
 	d.workers.Go(func() { d.key.run(run) })
+	rep := &reporter{
+		log: d.log.With("part", "metrics"), version: d.cfg.Version, started: time.Now(),
+		epoch: d.key.epoch.Load, status: d.node.Status, send: link.Report,
+	}
+	d.workers.Go(func() { rep.run(run) })
 	d.server, err = local.Serve(filepath.Join(d.cfg.Home, home.SocketFile), d, d.log.With("part", "local"))
 	return err
 }
@@ -249,6 +256,15 @@ func (d *daemon) stop() error {
 // Connect implements local.Backend.
 func (d *daemon) Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error {
 	return d.node.Connect(ctx, id, progress)
+}
+
+// Lookup implements local.Backend.
+func (d *daemon) Lookup(ctx context.Context, what string) (identity.PeerID, error) {
+	p, err := d.node.Lookup(ctx, what)
+	if errors.Is(err, conduit.ErrUnknownPeer) {
+		err = fmt.Errorf("%w: %w", local.ErrNoPeer, err)
+	}
+	return p.ID, err
 }
 
 // StatusJSON implements local.Backend: the node's own document, and what only the

@@ -41,6 +41,10 @@ func (n *fakeNode) Connect(context.Context, identity.PeerID, func(string)) error
 	return nil
 }
 
+func (n *fakeNode) Lookup(context.Context, string) (conduit.Peer, error) {
+	return conduit.Peer{}, conduit.ErrUnknownPeer
+}
+
 func (n *fakeNode) SetCertificate(*identity.Certificate) error { return nil }
 func (n *fakeNode) SetPSK([]byte, uint8) error                 { return nil }
 

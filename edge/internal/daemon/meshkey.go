@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,8 +30,8 @@ type meshKey struct {
 	store func(psk []byte, epoch uint8) error
 	set   func(psk []byte, epoch uint8) error
 
-	news  chan uint32 // capacity 1, the newest wins
-	epoch uint32      // in use; of the worker, once it runs
+	news  chan uint32   // capacity 1, the newest wins
+	epoch atomic.Uint32 // in use
 }
 
 // announce takes the epoch that the hub says is in force. Calls come one at a time.
@@ -51,7 +52,7 @@ func (k *meshKey) run(ctx context.Context) {
 			return
 		}
 		wait := rand.N(meshKeySpread)
-		for failures := 0; want != k.epoch; failures++ {
+		for failures := 0; want != k.epoch.Load(); failures++ {
 			select {
 			case <-time.After(wait):
 			case want = <-k.news:
@@ -64,7 +65,7 @@ func (k *meshKey) run(ctx context.Context) {
 				return
 			}
 			if err == nil {
-				k.log.Info("the mesh has a new pre-shared key", "epoch", k.epoch)
+				k.log.Info("the mesh has a new pre-shared key", "epoch", want)
 				break
 			}
 			k.log.Warn("the mesh has a new pre-shared key, and this node has not got it", "epoch", want, "err", err)
@@ -84,7 +85,7 @@ func (k *meshKey) change(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case epoch == k.epoch:
+	case epoch == k.epoch.Load():
 		return fmt.Errorf("the hub still gives out epoch %d", epoch)
 	case psk == nil:
 		return fmt.Errorf("%w: put the operator's new key into the psk file, with a line \"epoch %d\", and start the node anew", errOwnKey, epoch)
@@ -97,6 +98,6 @@ func (k *meshKey) change(ctx context.Context) error {
 	if err := k.set(psk, uint8(epoch)); err != nil {
 		return err
 	}
-	k.epoch = epoch
+	k.epoch.Store(epoch)
 	return nil
 }

@@ -26,27 +26,44 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var (
 	idA = identity.PeerID{0x10}
 	idB = identity.PeerID{0x11}
+
+	idFar = identity.PeerID{0x20} // of whom only Lookup knows
 )
 
 // fake has two peers: b answers, c does not, and d waits for ever.
-type fake struct{ connected bool }
+type fake struct{ connected, far bool }
 
 func (f *fake) StatusJSON(context.Context) ([]byte, error) {
 	path := `{"type":"none","reason":"no candidates"}`
 	if f.connected {
 		path = `{"type":"direct","remote":"192.0.2.1:7","rtt_ms":1.5}`
 	}
+	far := ""
+	if f.far {
+		far = fmt.Sprintf(`,{"id":%q,"name":"far","virtual_ip":"10.66.9.9","path":{"type":"direct","remote":"192.0.2.9:9"}}`, idFar)
+	}
 	return fmt.Appendf(nil, `{"node":{"id":%q,"name":"a"},"peers":[
 		{"id":%q,"name":"b","virtual_ip":"10.66.0.2","virtual_ip6":"fd66::2","path":%s},
 		{"id":%q,"name":"c","virtual_ip":"10.66.0.3","path":{"type":"none","reason":"no answer"}},
-		{"id":%q,"name":"d","virtual_ip":"10.66.0.4","path":{"type":"none"}}]}`,
-		idA, idB, path, identity.PeerID{0x12}, identity.PeerID{0x12, 1}), nil
+		{"id":%q,"name":"d","virtual_ip":"10.66.0.4","path":{"type":"none"}}%s]}`,
+		idA, idB, path, identity.PeerID{0x12}, identity.PeerID{0x12, 1}, far), nil
+}
+
+func (f *fake) Lookup(_ context.Context, what string) (identity.PeerID, error) {
+	switch what {
+	case "far":
+		f.far = true
+		return idFar, nil
+	case "broken":
+		return identity.PeerID{}, errors.New("no link to the hub")
+	}
+	return identity.PeerID{}, fmt.Errorf("%w: the hub does not know it either", ErrNoPeer)
 }
 
 func (f *fake) Connect(ctx context.Context, id identity.PeerID, progress func(string)) error {
 	progress("handshake")
 	switch id {
-	case idB:
+	case idB, idFar:
 		progress("checking")
 		f.connected = true
 		return nil
@@ -230,4 +247,18 @@ func FuzzResolve(f *testing.F) {
 			t.Errorf("Resolve(%q) = %v, %v", s, p, err)
 		}
 	})
+}
+
+// TestLookup reaches a peer that the node was not told of.
+func TestLookup(t *testing.T) {
+	path, _ := serve(t)
+	if _, last, err := states(t, path, "far"); err != nil || last.GetState() != StateConnected || last.GetRemote() != "192.0.2.9:9" {
+		t.Errorf("far: %v, %v", last, err)
+	}
+	if _, _, err := states(t, path, "nobody"); !errors.Is(err, ErrNoPeer) || strings.Contains(err.Error(), "hub") {
+		t.Errorf("nobody: %v, want ErrNoPeer", err)
+	}
+	if _, _, err := states(t, path, "broken"); !errors.Is(err, ErrNoPeer) || !strings.Contains(err.Error(), "no link to the hub") {
+		t.Errorf("broken: %v, want ErrNoPeer and why", err)
+	}
 }

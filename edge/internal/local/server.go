@@ -41,6 +41,9 @@ const (
 type Backend interface {
 	// StatusJSON returns the status document.
 	StatusJSON(ctx context.Context) ([]byte, error)
+	// Lookup finds a peer of which the node was not told, and makes it part of the
+	// status. Its error Is ErrNoPeer where there is none.
+	Lookup(ctx context.Context, what string) (identity.PeerID, error)
 	// Connect blocks until a path to the peer stands or none can be had, and calls
 	// progress with each state.
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
@@ -251,7 +254,12 @@ func (s *Server) dial(ctx context.Context, what string, send func(*edgev1.Connec
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
 	p, err := st.Resolve(what)
+	if errors.Is(err, ErrNoPeer) {
+		p, err = s.lookup(ctx, what, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -259,8 +267,6 @@ func (s *Server) dial(ctx context.Context, what string, send func(*edgev1.Connec
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, connectTime)
-	defer cancel()
 	states := make(chan string, 16)
 	done := make(chan error, 1)
 	go func() {
@@ -298,6 +304,25 @@ func (s *Server) dial(ctx context.Context, what string, send func(*edgev1.Connec
 			return s.outcome(context.WithoutCancel(ctx), id, err, send)
 		}
 	}
+}
+
+// lookup asks the node for a peer that the status does not have; unknown says why.
+func (s *Server) lookup(ctx context.Context, what string, unknown error) (*Peer, error) {
+	id, err := s.backend.Lookup(ctx, what)
+	if errors.Is(err, ErrNoPeer) {
+		return nil, unknown
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w, and the hub could not be asked: %w", unknown, err)
+	}
+	st, err := s.status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if p := st.peer(id); p != nil {
+		return p, nil
+	}
+	return nil, unknown
 }
 
 func (s *Server) outcome(ctx context.Context, id identity.PeerID, err error, send func(*edgev1.ConnectResponse) error) error {
