@@ -4,9 +4,12 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,6 +27,8 @@ var (
 	ErrCorrupt = errors.New("database is damaged")
 	// ErrStorageIO means that the disk or its file system failed.
 	ErrStorageIO = errors.New("disk failed")
+	// ErrForeign means that the file is a database, but not one of a hub.
+	ErrForeign = errors.New("not a database of a hub")
 	// ErrNewerSchema means that a newer program has been at work here.
 	ErrNewerSchema = errors.New("database was written by a newer program")
 )
@@ -69,21 +74,48 @@ func classify(err error) error {
 	return err
 }
 
-// check looks for damage, for checkTime at most: a hub that answers from half a
-// database would hand out what others have.
+// backupName is where the database of a schema version is kept before a migration.
+func (s *Store) backupName(schema int64) string { return fmt.Sprintf("%s.v%d.bak", s.path, schema) }
+
+// newer is the error for a database that this program is too old for.
+func (s *Store) newer(have, want int64) error {
+	err := fmt.Errorf("open database %s: %w: schema version %d, this one knows %d", s.path, ErrNewerSchema, have, want)
+	if _, serr := os.Stat(s.backupName(want)); serr == nil {
+		err = fmt.Errorf("%w; before the migration it was kept as %s", err, s.backupName(want))
+	}
+	return err
+}
+
+// check refuses what is not a hub's database, and looks for damage, for checkTime
+// at most: a hub that answers from half a database would hand out what others have.
+// It has a connection of its own that cannot write: what is refused stays as it is.
 func (s *Store) check(ctx context.Context) error {
+	fail := func(err error) error { return fmt.Errorf("check database %s: %w", s.path, classify(err)) }
+	db, err := sql.Open("sqlite", dataSource(s.path)+"?mode=ro&_pragma=busy_timeout(5000)")
+	if err != nil {
+		return fail(err)
+	}
+	defer db.Close()
+	var tables, ours int
+	err = db.QueryRowContext(ctx, `SELECT count(*), coalesce(sum(name = 'goose_db_version'), 0)
+		FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`).Scan(&tables, &ours)
+	if err != nil {
+		return fail(err)
+	}
+	if tables > 0 && ours == 0 {
+		return fail(ErrForeign)
+	}
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	var found string
-	err := s.write.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&found)
+	err = db.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&found)
 	switch {
 	case ctx.Err() != nil:
 		s.log.Warn("the check of the database did not end in time", "limit", checkTime)
-		return nil
 	case err != nil:
-		return fmt.Errorf("check database %s: %w", s.path, classify(err))
+		return fail(err)
 	case found != "ok":
-		return fmt.Errorf("check database %s: %w: %s", s.path, ErrCorrupt, found)
+		return fail(fmt.Errorf("%w: %s", ErrCorrupt, strings.Join(strings.Fields(found), " ")))
 	}
 	return nil
 }

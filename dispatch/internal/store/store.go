@@ -25,7 +25,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -145,7 +144,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	f, err := os.OpenFile(cfg.Path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
+		return nil, fmt.Errorf("open database: %w", classify(err))
 	}
 	_ = f.Close()
 	if s.write, err = openDB(cfg.Path, "_txlock=immediate", 1); err != nil {
@@ -162,15 +161,21 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		if s.read != nil {
 			_ = s.read.Close()
 		}
-		return nil, err
+		return nil, classify(err)
 	}
 	go s.run()
 	return s, nil
 }
 
-func openDB(path, opt string, conns int) (*sql.DB, error) {
+// dataSource is the start of a DSN, in which the path's special characters are
+// escaped.
+func dataSource(path string) string {
 	u := url.URL{Path: filepath.ToSlash(path)}
-	dsn := "file:" + u.EscapedPath() + "?" + opt +
+	return "file:" + u.EscapedPath()
+}
+
+func openDB(path, opt string, conns int) (*sql.DB, error) {
+	dsn := dataSource(path) + "?" + opt +
 		"&_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
 		"&_pragma=foreign_keys(1)&_pragma=wal_autocheckpoint(1000)"
 	db, err := sql.Open("sqlite", dsn)
@@ -200,6 +205,9 @@ func SchemaVersion() int64 {
 }
 
 func (s *Store) prepare(ctx context.Context, ini Meta) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
 	sub, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return err
@@ -213,10 +221,10 @@ func (s *Store) prepare(ctx context.Context, ini Meta) error {
 		return fmt.Errorf("read schema version of %s: %w", s.path, err)
 	}
 	if have > want {
-		return fmt.Errorf("open database %s: schema version %d is newer than this program's %d", s.path, have, want)
+		return s.newer(have, want)
 	}
 	if have > 0 && have < want {
-		if err := backup(ctx, s.write, s.path+".v"+strconv.FormatInt(have, 10)+".bak"); err != nil {
+		if err := backup(ctx, s.write, s.backupName(have)); err != nil {
 			return err
 		}
 	}
@@ -300,10 +308,10 @@ func (s *Store) Close() error {
 func (s *Store) view(ctx context.Context, f func(*db.Queries) error) error {
 	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
-		return err
+		return classify(err)
 	}
 	defer func() { _ = tx.Rollback() }()
-	return f(s.rq.WithTx(tx))
+	return classify(f(s.rq.WithTx(tx)))
 }
 
 // State is the row of meta that changes.

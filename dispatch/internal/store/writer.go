@@ -127,7 +127,7 @@ func (s *Store) update(ctx context.Context, f func(*tx) error) error {
 	case <-s.closing:
 		return fmt.Errorf("write to store: %w", net.ErrClosed)
 	}
-	return <-o.result // the writer answers whatever it has taken
+	return classify(<-o.result) // the writer answers whatever it has taken
 }
 
 // run is the writer goroutine.
@@ -200,7 +200,8 @@ func (t *tx) run(o *op) error {
 	if o.err = o.do(t); o.err != nil {
 		t.changes, t.events = t.changes[:changes], t.events[:events]
 		if err := t.exec("ROLLBACK TO op"); err != nil {
-			return err
+			// Some errors of the disk end the whole transaction.
+			return fmt.Errorf("%w; roll back operation: %w", o.err, err)
 		}
 	}
 	return t.exec("RELEASE op")
