@@ -58,7 +58,7 @@ func (l *Lab) Connect(ctx context.Context, cfg ConnectConfig) (res ConnectResult
 	if err = l.Restart(ctx); err != nil {
 		return res, nil, err
 	}
-	if err = sleep(ctx, 2*time.Second); err != nil {
+	if err = sleep(ctx, min(cfg.Settle, 2*time.Second)); err != nil {
 		return res, nil, err
 	}
 	before, err := l.Hub.Usage(ctx)
@@ -114,6 +114,23 @@ func (l *Lab) Connect(ctx context.Context, cfg ConnectConfig) (res ConnectResult
 	res.IdleCPU = 100 * (to.CPU - from.CPU).Seconds() / res.IdleSeconds
 	res.Presence, res.Bookmarks, res.Losses = f.presence.Load(), f.bookmarks.Load(), f.losses.Load()
 	return res, f, nil
+}
+
+// Gather connects n enrolled nodes, rate per second, without measuring anything.
+// Close the fleet after use.
+func (l *Lab) Gather(ctx context.Context, n, rate int, cfg FleetConfig) (*Fleet, error) {
+	if err := l.Enrol(ctx, n); err != nil {
+		return nil, err
+	}
+	f := l.Fleet(n, cfg)
+	stop := l.report(f)
+	err := f.Connect(ctx, 0, n, or(rate, 400))
+	stop()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // report tells how many nodes are connected until the returned function is

@@ -36,6 +36,7 @@ type Fleet struct {
 	deltas, presence, bookmarks, snapshots atomic.Int64
 	policies, nacks                        atomic.Int64
 	recording                              atomic.Bool
+	recorded                               atomic.Int64 // arrivals
 	onSignal                               atomic.Pointer[func(*Node, []byte)]
 
 	wg     sync.WaitGroup

@@ -30,6 +30,7 @@ const (
 	procSignal      = "/bauxite.dispatch.v1.SignalingService/ExchangeCandidates"
 	procPolicy      = "/bauxite.dispatch.v1.PolicyService/GetPolicy"
 	procCreateToken = "/bauxite.dispatch.v1.FleetService/CreateToken"
+	procRevokeNode  = "/bauxite.dispatch.v1.FleetService/RevokeNode"
 	procUpdateNode  = "/bauxite.dispatch.v1.FleetService/UpdateNode"
 
 	dialTimeout = 20 * time.Second

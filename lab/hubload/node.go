@@ -125,7 +125,7 @@ func (n *Node) session(ctx context.Context) error {
 
 	n.mu.Lock()
 	n.view.Begin()
-	req := &dispatchv1.WatchTopologyRequest{Epoch: n.view.Epoch, Rv: n.view.RV}
+	req := &dispatchv1.WatchTopologyRequest{Epoch: n.view.Epoch, Rv: n.view.RV, Lazy: n.view.Lazy}
 	n.mu.Unlock()
 	b, err := proto.Marshal(req)
 	if err != nil {
@@ -169,6 +169,7 @@ func (n *Node) topology(c *conn, b []byte) error {
 	err = n.view.Apply(e)
 	if err == nil && e.kind == evDelta && n.view.RV != before && f.recording.Load() {
 		n.arrivals = append(n.arrivals, Arrival{e.rv, now()})
+		f.recorded.Add(1)
 	}
 	fetch := false
 	if err == nil && e.policy != 0 && (n.policy.epoch != n.view.Epoch || n.policy.version != e.policy) {

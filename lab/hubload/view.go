@@ -9,6 +9,8 @@ import "fmt"
 // seen nothing. It has no lock.
 type View struct {
 	Epoch, RV uint64
+	// Lazy tells that peers are not pushed in the node's scope.
+	Lazy bool
 
 	// Snapshots counts full synchronisations, Resyncs the hub's requests for one.
 	Snapshots, Resyncs int
@@ -45,7 +47,7 @@ func (v *View) Apply(e event) error {
 		case !e.snapshot && e.epoch != v.Epoch:
 			return bad("resumed at epoch %d, have %d", e.epoch, v.Epoch)
 		}
-		v.synced = true
+		v.synced, v.Lazy = true, e.lazy
 		if e.snapshot {
 			v.Epoch, v.RV = e.epoch, e.rv
 			v.Snapshots++

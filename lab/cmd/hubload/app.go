@@ -37,7 +37,9 @@ remove everything in the end. Examples:
 		Writer: stdout, ErrWriter: stderr,
 		HideVersion:    true,
 		ExitErrHandler: func(*cli.Context, error) {},
-		Commands:       []*cli.Command{joinsCommand(), connectCommand()},
+		Commands: []*cli.Command{
+			joinsCommand(), connectCommand(), fanoutCommand(), resyncCommand(), signalCommand(), allCommand(),
+		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
 				return usageError{fmt.Errorf("unknown command %q", c.Args().First())}
@@ -122,52 +124,4 @@ func measure[T any](c *cli.Context, f func(context.Context, *hubload.Lab) (T, er
 		err = errMissed
 	}
 	return err
-}
-
-func joinsCommand() *cli.Command {
-	return &cli.Command{
-		Name: "joins", Usage: "how many machines join per second (goal 500)",
-		Description: `Each join is a TCP connection, a TLS 1.3 handshake, a certificate request and an
-answer after the durable commit. Example:
-
-  hubload joins --nodes 5000 --concurrency 64`,
-		Flags: []cli.Flag{
-			nodesFlag(5000),
-			&cli.IntFlag{Name: "concurrency", Value: 32, Usage: "`N` machines at a time"},
-		},
-		Action: func(c *cli.Context) error {
-			return measure(c, func(ctx context.Context, l *hubload.Lab) (hubload.JoinsResult, error) {
-				return l.Join(ctx, c.Int("nodes"))
-			}, joinsText)
-		},
-	}
-}
-
-func connectCommand() *cli.Command {
-	return &cli.Command{
-		Name: "connect", Usage: "what connected nodes cost in memory (goal 128 KB each) and idle CPU",
-		Description: `Memory is the resident set of the hub's process. Examples:
-
-  hubload connect --nodes 10000
-  hubload connect --nodes 2000 --one-stream --env GOGC=50`,
-		Flags: []cli.Flag{
-			nodesFlag(10000),
-			&cli.IntFlag{Name: "rate", Value: 400, Usage: "`N` nodes connect per second"},
-			&cli.DurationFlag{Name: "settle", Value: 30 * time.Second, Usage: "read memory `D` after the last has connected"},
-			&cli.DurationFlag{Name: "idle", Value: 30 * time.Second, Usage: "watch the CPU for `D`"},
-			&cli.BoolFlag{Name: "one-stream", Usage: "open WatchTopology only"},
-		},
-		Action: func(c *cli.Context) error {
-			return measure(c, func(ctx context.Context, l *hubload.Lab) (hubload.ConnectResult, error) {
-				r, f, err := l.Connect(ctx, hubload.ConnectConfig{
-					Nodes: c.Int("nodes"), Rate: c.Int("rate"), Settle: c.Duration("settle"), Idle: c.Duration("idle"),
-					NoSignal: c.Bool("one-stream"),
-				})
-				if err == nil {
-					f.Close()
-				}
-				return r, err
-			}, connectText)
-		},
-	}
 }
