@@ -8,6 +8,8 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"sync"
 	"testing"
@@ -100,6 +102,20 @@ func (h *Hub) Token(uses uint32, tags ...string) string {
 	}
 	return t
 }
+
+// Admin returns a client of the administrator's socket; its URL is "http://hub".
+func (h *Hub) Admin() *http.Client {
+	h.tb.Helper()
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", dispatch.SocketPath(h.cfg.DataDir))
+	}}
+	h.tb.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}
+}
+
+// Start starts a hub that was stopped.
+func (h *Hub) Start() { h.start() }
 
 // Logs returns all that the hub has logged, at every level, as JSON lines.
 func (h *Hub) Logs() string { return h.logs.String() }
