@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 )
 
@@ -335,12 +336,12 @@ func TestReportsForPolicy(t *testing.T) {
 
 type memorySink struct {
 	mu      sync.Mutex
-	rows    map[identity.PeerID]Status
+	rows    map[identity.PeerID]store.Status
 	batches int
 	err     error
 }
 
-func (m *memorySink) SaveStatuses(_ context.Context, batch []Status) error {
+func (m *memorySink) SaveStatuses(_ context.Context, batch []store.Status) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {
@@ -365,7 +366,7 @@ func (m *memorySink) count() (rows, batches int) {
 	return len(m.rows), m.batches
 }
 
-func (m *memorySink) Statuses(_ context.Context, f func(Status) error) error {
+func (m *memorySink) Statuses(_ context.Context, f func(store.Status) error) error {
 	for _, st := range m.rows {
 		if err := f(st); err != nil {
 			return err
@@ -376,7 +377,7 @@ func (m *memorySink) Statuses(_ context.Context, f func(Status) error) error {
 
 func TestSample(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sink := &memorySink{rows: make(map[identity.PeerID]Status)}
+		sink := &memorySink{rows: make(map[identity.PeerID]store.Status)}
 		r := NewReports(Config{Sink: sink})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -409,7 +410,7 @@ func TestSample(t *testing.T) {
 		}
 
 		// The next run of the hub.
-		sink.rows[nodeID(9999)] = Status{Node: nodeID(9999), Report: []byte{0xff}}
+		sink.rows[nodeID(9999)] = store.Status{Node: nodeID(9999), Report: []byte{0xff}}
 		time.Sleep(time.Minute)
 		r = NewReports(Config{Sink: sink})
 		must(t, r.Load(t.Context()))
@@ -432,7 +433,7 @@ func TestSample(t *testing.T) {
 }
 
 func TestConcurrent(t *testing.T) {
-	r := NewReports(Config{MinInterval: time.Nanosecond, Sink: &memorySink{rows: make(map[identity.PeerID]Status)}})
+	r := NewReports(Config{MinInterval: time.Nanosecond, Sink: &memorySink{rows: make(map[identity.PeerID]store.Status)}})
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Go(func() {

@@ -8,7 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 )
 
@@ -19,21 +19,13 @@ const (
 	flushTime   = 2 * time.Second
 )
 
-// Status is the newest report of a node as the database keeps it.
-type Status struct {
-	Node    identity.PeerID
-	Sampled time.Time
-	// Report is an encoded ReportMetricsRequest without paths.
-	Report []byte
-}
-
-// Sink keeps the newest reports. The store is one.
+// Sink keeps the newest reports, encoded and without paths. The store is one.
 type Sink interface {
 	// SaveStatuses writes all of batch in one transaction and leaves out nodes that
 	// are no more. It keeps no reference.
-	SaveStatuses(ctx context.Context, batch []Status) error
+	SaveStatuses(ctx context.Context, batch []store.Status) error
 	// Statuses calls f for each that is kept.
-	Statuses(ctx context.Context, f func(Status) error) error
+	Statuses(ctx context.Context, f func(store.Status) error) error
 }
 
 // Load reads what an earlier run of the hub wrote. It is called before the first
@@ -43,7 +35,7 @@ func (r *Reports) Load(ctx context.Context) error {
 		return nil
 	}
 	var bad int
-	err := r.cfg.Sink.Statuses(ctx, func(st Status) error {
+	err := r.cfg.Sink.Statuses(ctx, func(st store.Status) error {
 		var m dispatchv1.ReportMetricsRequest
 		if proto.Unmarshal(st.Report, &m) != nil || Validate(&m) != nil {
 			bad++
@@ -97,7 +89,7 @@ func (r *Reports) Flush(ctx context.Context) error {
 	if r.cfg.Sink == nil {
 		return nil
 	}
-	batch := make([]Status, 0, sampleBatch)
+	batch := make([]store.Status, 0, sampleBatch)
 	nodes := make([]*node, 0, sampleBatch)
 	save := func() error {
 		if len(batch) == 0 {
@@ -135,7 +127,7 @@ func (r *Reports) Flush(ctx context.Context) error {
 					r.log.ErrorContext(ctx, "encode node report", "node", id.Short(), "err", err)
 					continue
 				}
-				batch, nodes = append(batch, Status{id, wall.Add(n.last - now), b}), append(nodes, n)
+				batch, nodes = append(batch, store.Status{Node: id, Sampled: wall.Add(n.last - now), Report: b}), append(nodes, n)
 			}
 			s.mu.Unlock()
 			if more {

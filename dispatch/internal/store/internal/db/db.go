@@ -129,6 +129,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.denialsAtStmt, err = db.PrepareContext(ctx, denialsAt); err != nil {
 		return nil, fmt.Errorf("error preparing query DenialsAt: %w", err)
 	}
+	if q.endStageStmt, err = db.PrepareContext(ctx, endStage); err != nil {
+		return nil, fmt.Errorf("error preparing query EndStage: %w", err)
+	}
+	if q.getActivationStmt, err = db.PrepareContext(ctx, getActivation); err != nil {
+		return nil, fmt.Errorf("error preparing query GetActivation: %w", err)
+	}
 	if q.getMetaStmt, err = db.PrepareContext(ctx, getMeta); err != nil {
 		return nil, fmt.Errorf("error preparing query GetMeta: %w", err)
 	}
@@ -183,6 +189,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.listNodesStmt, err = db.PrepareContext(ctx, listNodes); err != nil {
 		return nil, fmt.Errorf("error preparing query ListNodes: %w", err)
 	}
+	if q.listPoliciesStmt, err = db.PrepareContext(ctx, listPolicies); err != nil {
+		return nil, fmt.Errorf("error preparing query ListPolicies: %w", err)
+	}
 	if q.listScopeStmt, err = db.PrepareContext(ctx, listScope); err != nil {
 		return nil, fmt.Errorf("error preparing query ListScope: %w", err)
 	}
@@ -194,6 +203,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.lockNodeStmt, err = db.PrepareContext(ctx, lockNode); err != nil {
 		return nil, fmt.Errorf("error preparing query LockNode: %w", err)
+	}
+	if q.newestPolicyStmt, err = db.PrepareContext(ctx, newestPolicy); err != nil {
+		return nil, fmt.Errorf("error preparing query NewestPolicy: %w", err)
 	}
 	if q.nextSuffixStmt, err = db.PrepareContext(ctx, nextSuffix); err != nil {
 		return nil, fmt.Errorf("error preparing query NextSuffix: %w", err)
@@ -219,6 +231,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.policyByVersionStmt, err = db.PrepareContext(ctx, policyByVersion); err != nil {
 		return nil, fmt.Errorf("error preparing query PolicyByVersion: %w", err)
 	}
+	if q.putStageStmt, err = db.PrepareContext(ctx, putStage); err != nil {
+		return nil, fmt.Errorf("error preparing query PutStage: %w", err)
+	}
 	if q.quarantineIPStmt, err = db.PrepareContext(ctx, quarantineIP); err != nil {
 		return nil, fmt.Errorf("error preparing query QuarantineIP: %w", err)
 	}
@@ -236,6 +251,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.revokeTokenStmt, err = db.PrepareContext(ctx, revokeToken); err != nil {
 		return nil, fmt.Errorf("error preparing query RevokeToken: %w", err)
+	}
+	if q.saveStatusStmt, err = db.PrepareContext(ctx, saveStatus); err != nil {
+		return nil, fmt.Errorf("error preparing query SaveStatus: %w", err)
 	}
 	if q.serverKeyNodeStmt, err = db.PrepareContext(ctx, serverKeyNode); err != nil {
 		return nil, fmt.Errorf("error preparing query ServerKeyNode: %w", err)
@@ -270,6 +288,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.staleEphemeralStmt, err = db.PrepareContext(ctx, staleEphemeral); err != nil {
 		return nil, fmt.Errorf("error preparing query StaleEphemeral: %w", err)
 	}
+	if q.statusesAfterStmt, err = db.PrepareContext(ctx, statusesAfter); err != nil {
+		return nil, fmt.Errorf("error preparing query StatusesAfter: %w", err)
+	}
 	if q.tagsOfStmt, err = db.PrepareContext(ctx, tagsOf); err != nil {
 		return nil, fmt.Errorf("error preparing query TagsOf: %w", err)
 	}
@@ -284,6 +305,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.touchKeyStmt, err = db.PrepareContext(ctx, touchKey); err != nil {
 		return nil, fmt.Errorf("error preparing query TouchKey: %w", err)
+	}
+	if q.touchMetaStmt, err = db.PrepareContext(ctx, touchMeta); err != nil {
+		return nil, fmt.Errorf("error preparing query TouchMeta: %w", err)
 	}
 	if q.touchNodeStmt, err = db.PrepareContext(ctx, touchNode); err != nil {
 		return nil, fmt.Errorf("error preparing query TouchNode: %w", err)
@@ -477,6 +501,16 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing denialsAtStmt: %w", cerr)
 		}
 	}
+	if q.endStageStmt != nil {
+		if cerr := q.endStageStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing endStageStmt: %w", cerr)
+		}
+	}
+	if q.getActivationStmt != nil {
+		if cerr := q.getActivationStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing getActivationStmt: %w", cerr)
+		}
+	}
 	if q.getMetaStmt != nil {
 		if cerr := q.getMetaStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing getMetaStmt: %w", cerr)
@@ -567,6 +601,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing listNodesStmt: %w", cerr)
 		}
 	}
+	if q.listPoliciesStmt != nil {
+		if cerr := q.listPoliciesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listPoliciesStmt: %w", cerr)
+		}
+	}
 	if q.listScopeStmt != nil {
 		if cerr := q.listScopeStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing listScopeStmt: %w", cerr)
@@ -585,6 +624,11 @@ func (q *Queries) Close() error {
 	if q.lockNodeStmt != nil {
 		if cerr := q.lockNodeStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing lockNodeStmt: %w", cerr)
+		}
+	}
+	if q.newestPolicyStmt != nil {
+		if cerr := q.newestPolicyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing newestPolicyStmt: %w", cerr)
 		}
 	}
 	if q.nextSuffixStmt != nil {
@@ -627,6 +671,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing policyByVersionStmt: %w", cerr)
 		}
 	}
+	if q.putStageStmt != nil {
+		if cerr := q.putStageStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing putStageStmt: %w", cerr)
+		}
+	}
 	if q.quarantineIPStmt != nil {
 		if cerr := q.quarantineIPStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing quarantineIPStmt: %w", cerr)
@@ -655,6 +704,11 @@ func (q *Queries) Close() error {
 	if q.revokeTokenStmt != nil {
 		if cerr := q.revokeTokenStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing revokeTokenStmt: %w", cerr)
+		}
+	}
+	if q.saveStatusStmt != nil {
+		if cerr := q.saveStatusStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing saveStatusStmt: %w", cerr)
 		}
 	}
 	if q.serverKeyNodeStmt != nil {
@@ -712,6 +766,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing staleEphemeralStmt: %w", cerr)
 		}
 	}
+	if q.statusesAfterStmt != nil {
+		if cerr := q.statusesAfterStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing statusesAfterStmt: %w", cerr)
+		}
+	}
 	if q.tagsOfStmt != nil {
 		if cerr := q.tagsOfStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing tagsOfStmt: %w", cerr)
@@ -735,6 +794,11 @@ func (q *Queries) Close() error {
 	if q.touchKeyStmt != nil {
 		if cerr := q.touchKeyStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing touchKeyStmt: %w", cerr)
+		}
+	}
+	if q.touchMetaStmt != nil {
+		if cerr := q.touchMetaStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing touchMetaStmt: %w", cerr)
 		}
 	}
 	if q.touchNodeStmt != nil {
@@ -831,6 +895,8 @@ type Queries struct {
 	deleteTagsStmt           *sql.Stmt
 	deleteUserStmt           *sql.Stmt
 	denialsAtStmt            *sql.Stmt
+	endStageStmt             *sql.Stmt
+	getActivationStmt        *sql.Stmt
 	getMetaStmt              *sql.Stmt
 	insertAuditStmt          *sql.Stmt
 	insertCertStmt           *sql.Stmt
@@ -849,10 +915,12 @@ type Queries struct {
 	lastCertStmt             *sql.Stmt
 	listKeysStmt             *sql.Stmt
 	listNodesStmt            *sql.Stmt
+	listPoliciesStmt         *sql.Stmt
 	listScopeStmt            *sql.Stmt
 	listTokensStmt           *sql.Stmt
 	listUsersStmt            *sql.Stmt
 	lockNodeStmt             *sql.Stmt
+	newestPolicyStmt         *sql.Stmt
 	nextSuffixStmt           *sql.Stmt
 	nodeByIDStmt             *sql.Stmt
 	nodeByIndexStmt          *sql.Stmt
@@ -861,12 +929,14 @@ type Queries struct {
 	nodeBySerialStmt         *sql.Stmt
 	nodesInRangeStmt         *sql.Stmt
 	policyByVersionStmt      *sql.Stmt
+	putStageStmt             *sql.Stmt
 	quarantineIPStmt         *sql.Stmt
 	resetRecoveriesStmt      *sql.Stmt
 	revokeCertStmt           *sql.Stmt
 	revokeCertsStmt          *sql.Stmt
 	revokeKeyStmt            *sql.Stmt
 	revokeTokenStmt          *sql.Stmt
+	saveStatusStmt           *sql.Stmt
 	serverKeyNodeStmt        *sql.Stmt
 	setActivePolicyStmt      *sql.Stmt
 	setAuditHeadStmt         *sql.Stmt
@@ -878,11 +948,13 @@ type Queries struct {
 	setStateStmt             *sql.Stmt
 	setUserRoleStmt          *sql.Stmt
 	staleEphemeralStmt       *sql.Stmt
+	statusesAfterStmt        *sql.Stmt
 	tagsOfStmt               *sql.Stmt
 	takeNextIPStmt           *sql.Stmt
 	takeQuarantinedStmt      *sql.Stmt
 	tokenByIDStmt            *sql.Stmt
 	touchKeyStmt             *sql.Stmt
+	touchMetaStmt            *sql.Stmt
 	touchNodeStmt            *sql.Stmt
 	useOwnerLinkStmt         *sql.Stmt
 	userByNameStmt           *sql.Stmt
@@ -928,6 +1000,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteTagsStmt:           q.deleteTagsStmt,
 		deleteUserStmt:           q.deleteUserStmt,
 		denialsAtStmt:            q.denialsAtStmt,
+		endStageStmt:             q.endStageStmt,
+		getActivationStmt:        q.getActivationStmt,
 		getMetaStmt:              q.getMetaStmt,
 		insertAuditStmt:          q.insertAuditStmt,
 		insertCertStmt:           q.insertCertStmt,
@@ -946,10 +1020,12 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		lastCertStmt:             q.lastCertStmt,
 		listKeysStmt:             q.listKeysStmt,
 		listNodesStmt:            q.listNodesStmt,
+		listPoliciesStmt:         q.listPoliciesStmt,
 		listScopeStmt:            q.listScopeStmt,
 		listTokensStmt:           q.listTokensStmt,
 		listUsersStmt:            q.listUsersStmt,
 		lockNodeStmt:             q.lockNodeStmt,
+		newestPolicyStmt:         q.newestPolicyStmt,
 		nextSuffixStmt:           q.nextSuffixStmt,
 		nodeByIDStmt:             q.nodeByIDStmt,
 		nodeByIndexStmt:          q.nodeByIndexStmt,
@@ -958,12 +1034,14 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		nodeBySerialStmt:         q.nodeBySerialStmt,
 		nodesInRangeStmt:         q.nodesInRangeStmt,
 		policyByVersionStmt:      q.policyByVersionStmt,
+		putStageStmt:             q.putStageStmt,
 		quarantineIPStmt:         q.quarantineIPStmt,
 		resetRecoveriesStmt:      q.resetRecoveriesStmt,
 		revokeCertStmt:           q.revokeCertStmt,
 		revokeCertsStmt:          q.revokeCertsStmt,
 		revokeKeyStmt:            q.revokeKeyStmt,
 		revokeTokenStmt:          q.revokeTokenStmt,
+		saveStatusStmt:           q.saveStatusStmt,
 		serverKeyNodeStmt:        q.serverKeyNodeStmt,
 		setActivePolicyStmt:      q.setActivePolicyStmt,
 		setAuditHeadStmt:         q.setAuditHeadStmt,
@@ -975,11 +1053,13 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		setStateStmt:             q.setStateStmt,
 		setUserRoleStmt:          q.setUserRoleStmt,
 		staleEphemeralStmt:       q.staleEphemeralStmt,
+		statusesAfterStmt:        q.statusesAfterStmt,
 		tagsOfStmt:               q.tagsOfStmt,
 		takeNextIPStmt:           q.takeNextIPStmt,
 		takeQuarantinedStmt:      q.takeQuarantinedStmt,
 		tokenByIDStmt:            q.tokenByIDStmt,
 		touchKeyStmt:             q.touchKeyStmt,
+		touchMetaStmt:            q.touchMetaStmt,
 		touchNodeStmt:            q.touchNodeStmt,
 		useOwnerLinkStmt:         q.useOwnerLinkStmt,
 		userByNameStmt:           q.userByNameStmt,
