@@ -6,9 +6,7 @@ package hubtest
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -57,6 +55,9 @@ type Hub struct {
 	psk        []byte
 	pskEpoch   uint32
 	reports    []*dispatchv1.ReportMetricsRequest
+	lives      map[string]*life
+	lose       int
+	pending    bool
 	nodes      map[string]*dispatchv1.Peer
 	log        []*dispatchv1.WatchTopologyResponse // deltas, log[i] has rv i+1
 	wake       chan struct{}                       // closed at each change
@@ -74,6 +75,7 @@ type token struct {
 	uses    int
 	expires time.Time
 	nodes   map[string]*dispatchv1.ProvisionResponse
+	waiting map[string]bool // for approval
 }
 
 // New starts a hub on loopback, which ends with the test.
@@ -82,7 +84,7 @@ func New(tb testing.TB) *Hub {
 	ca := NewCA(tb, "testmesh")
 	h := &Hub{
 		CA: ca, tb: tb, server: ca.Server(tb), epoch: 1,
-		generation: 1, psk: make([]byte, 32), pskEpoch: 1, online: make(map[string]bool),
+		lives: make(map[string]*life), generation: 1, psk: make([]byte, 32), pskEpoch: 1, online: make(map[string]bool),
 		policy:  &dispatchv1.GetPolicyResponse{Version: 1, Document: []byte(`{}`)},
 		nodes:   make(map[string]*dispatchv1.Peer),
 		wake:    make(chan struct{}),
@@ -193,7 +195,7 @@ func (h *Hub) Token(uses int, ttl time.Duration) identity.Token {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.tokens[t.ID] = &token{Token: t, uses: uses, expires: time.Now().Add(ttl), nodes: make(map[string]*dispatchv1.ProvisionResponse)}
+	h.tokens[t.ID] = &token{Token: t, uses: uses, expires: time.Now().Add(ttl), nodes: make(map[string]*dispatchv1.ProvisionResponse), waiting: make(map[string]bool)}
 	return t
 }
 
@@ -285,55 +287,4 @@ func peerHeader(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// Provision implements ProvisioningService.
-func (h *Hub) Provision(_ context.Context, req *dispatchv1.ProvisionRequest) (*dispatchv1.ProvisionResponse, error) {
-	refuse := func(code connect.Code, r dispatchv1.ErrorReason) (*dispatchv1.ProvisionResponse, error) {
-		e := connect.NewError(code, errors.New("join refused"))
-		if d, err := connect.NewErrorDetail(&dispatchv1.ErrorInfo{Reason: r}); err == nil {
-			e.AddDetail(d)
-		}
-		return nil, e
-	}
-	csr, err := x509.ParseCertificateRequest(req.GetCsr())
-	if err != nil || csr.CheckSignature() != nil {
-		return refuse(connect.CodeInvalidArgument, dispatchv1.ErrorReason_ERROR_REASON_CSR_INVALID)
-	}
-	x, err := x25519(req.GetX25519PublicKey())
-	ed, ok := csr.PublicKey.(ed25519.PublicKey)
-	if err != nil || !ok {
-		return refuse(connect.CodeInvalidArgument, dispatchv1.ErrorReason_ERROR_REASON_CSR_INVALID)
-	}
-	sent, err := identity.ParseToken(req.GetToken())
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	t := h.tokens[sent.ID]
-	switch key := string(req.GetCsr()); {
-	case err != nil || t == nil || t.Secret != sent.Secret:
-		return refuse(connect.CodePermissionDenied, dispatchv1.ErrorReason_ERROR_REASON_TOKEN_INVALID)
-	case t.nodes[key] != nil:
-		return t.nodes[key], nil
-	case time.Now().After(t.expires):
-		return refuse(connect.CodePermissionDenied, dispatchv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED)
-	case len(t.nodes) >= t.uses:
-		return refuse(connect.CodePermissionDenied, dispatchv1.ErrorReason_ERROR_REASON_TOKEN_USED_UP)
-	default:
-		name := req.GetName()
-		if name == "" {
-			name = fmt.Sprintf("node%d", len(h.nodes)+1)
-		}
-		p, chain := h.enrollLocked(identity.Certificate{Name: name, Ed25519: ed, X25519: x})
-		h.redeemed++
-		res := &dispatchv1.ProvisionResponse{
-			NodeId: p.GetNodeId(), Name: name, CaCrt: identity.MarshalChainPEM([][]byte{h.Root.Raw}), NodeCrt: identity.MarshalChainPEM(chain),
-			VirtualIp: p.GetVirtualIp(), VirtualIp6: p.GetVirtualIp6(), MeshCidr: "10.66.0.0/16", MeshCidr6: "fd66::/64",
-			MeshId: h.MeshID, Psk: h.psk, PskEpoch: h.pskEpoch,
-		}
-		if h.tamper != nil {
-			h.tamper(res)
-		}
-		t.nodes[key] = res
-		return res, nil
-	}
 }

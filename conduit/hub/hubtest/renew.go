@@ -33,12 +33,11 @@ func (h *Hub) Renew(ctx context.Context, req *dispatchv1.RenewRequest) (*dispatc
 	if ed, ok := csr.PublicKey.(ed25519.PublicKey); !ok || !ed.Equal(ed25519.PublicKey(p.GetEd25519PublicKey())) {
 		return nil, connect.NewError(connect.CodePermissionDenied, errors.New("key is another node's"))
 	}
-	x, err := x25519(p.GetX25519PublicKey())
+	chain, err := h.againLocked(p)
 	if err != nil {
-		return nil, connect.NewError(connect.CodeInternal, err)
+		return nil, err
 	}
-	_, chain := h.enrollLocked(identity.Certificate{Name: p.GetName(), Ed25519: p.GetEd25519PublicKey(), X25519: x})
 	return &dispatchv1.RenewResponse{
-		NodeCrt: identity.MarshalChainPEM(chain), CaCrt: identity.MarshalChainPEM([][]byte{h.Root.Raw}),
+		NodeCrt: chain, CaCrt: identity.MarshalChainPEM([][]byte{h.Root.Raw}),
 	}, nil
 }
