@@ -47,9 +47,14 @@ type Config struct {
 	// AdminListen is the TCP address of health checks; empty means
 	// "127.0.0.1:8441", Off none.
 	AdminListen string
-	// STUNListen is the UDP address of the STUN server; empty means ":3478", Off
-	// none.
+	// STUNListen is the UDP address of the STUN and TURN server; empty means ":3478",
+	// Off none.
 	STUNListen string
+	// TURN is how the TURN server on STUNListen behaves.
+	TURN TURN
+	// RelayRate is what a node may send over the relay stream, in bytes per second;
+	// zero means 1,000,000 (8 Mbit/s), below zero turns the stream off.
+	RelayRate int
 	// PublicURL is what nodes join with, as "https://hub.example.org:8440". Empty
 	// guesses it from the address of the default route.
 	PublicURL string
@@ -96,6 +101,9 @@ func (c Config) withDefaults() (Config, error) {
 		if _, _, err := net.SplitHostPort(*f.addr); err != nil {
 			return c, fmt.Errorf("%s listen address: %w", f.what, err)
 		}
+	}
+	if err := c.TURN.check(); err != nil {
+		return c, err
 	}
 	if c.PublicURL != "" {
 		u, err := url.Parse(c.PublicURL)

@@ -39,11 +39,12 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/rpc"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/signal"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
-	"github.com/bauxite-mesh/bauxite/dispatch/internal/stun"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/topology"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/turn"
 )
 
 // Errors that callers branch on.
@@ -77,7 +78,9 @@ type Server struct {
 
 	// Written by Serve before ready is closed, never after.
 	api        *rpc.API
-	meshKey    *meshKey // nil where the operator keeps it
+	relay      *relay.Registry // nil where it is off
+	turn       *turn.Server    // nil where it is off
+	meshKey    *meshKey        // nil where the operator keeps it
 	url        string
 	firstToken string
 	addrs      addrs
@@ -210,12 +213,14 @@ func (s *Server) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.relay = s.newRelay()
 	cfg := rpc.Config{
 		Store: st, CA: authority, Feed: feed, MeshKey: s.meshKeyOf, URL: s.URL, Logger: s.log, CertLifetime: s.cfg.CertLifetime,
 		Audit: auditKey, Database: filepath.Join(dir, databaseFile), Version: s.cfg.Version,
 		Registry: signal.NewRegistry(func(id identity.PeerID, site string, online bool, instance uint64) {
 			feed.Publish(topology.EncodePresence(id, site, online, instance))
 		}),
+		Relay: s.relay, TURN: s.turnCredentials, OnRevoke: s.revoked,
 		Backup: func(ctx context.Context, w io.Writer, withRootKey bool) error {
 			return s.backup(ctx, st, w, withRootKey)
 		},
@@ -367,12 +372,11 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 		servers = append(servers, served{rpc.NewHTTPServer(rctx, s.api.HealthHandler(), s.log), ln, false})
 	}
 	if s.cfg.STUNListen != Off {
-		ss, err := stun.Listen(ctx, s.cfg.STUNListen, s.log)
+		udp, err := s.listenUDP(ctx, st)
 		if err != nil {
 			return err
 		}
-		defer ss.Close()
-		s.addrs.stun = ss.Addr()
+		defer udp.Close()
 	}
 	// Only now: where a listener failed, nobody would see the token.
 	if err := s.makeFirstToken(ctx, st); err != nil {

@@ -32,7 +32,7 @@ Examples:
 			dataFlag(),
 			&cli.StringFlag{Name: "listen", Value: dispatch.DefaultListen, Usage: "`ADDR` of the node port (TCP)"},
 			&cli.StringFlag{Name: "admin-listen", Value: dispatch.DefaultAdminListen, Usage: "`ADDR` of the admin port (TCP), or off"},
-			&cli.StringFlag{Name: "stun-listen", Value: dispatch.DefaultSTUNListen, Usage: "`ADDR` of the STUN server (UDP), or off"},
+			&cli.StringFlag{Name: "stun-listen", Value: dispatch.DefaultSTUNListen, Usage: "`ADDR` of the STUN and TURN server (UDP), or off"},
 			&cli.StringFlag{Name: "public-url", Usage: "`URL` that nodes join with (default: guessed)"},
 			&cli.StringFlag{Name: "mesh-cidr", Usage: "IPv4 `PREFIX` of the mesh, at the first start only (default: " + dispatch.DefaultMeshCIDR.String() + ")"},
 			&cli.StringFlag{Name: "mesh-cidr6", Usage: "IPv6 `PREFIX` of the mesh, at the first start only (default: a random fd…/64)"},
@@ -100,6 +100,9 @@ func serveConfig(c *cli.Context) (dispatch.Config, error) {
 				return cfg, usagef("serve: --%s %q is not a prefix like 10.66.0.0/16", f.flag, v)
 			}
 		}
+	}
+	if err := relayConfig(c, &cfg); err != nil {
+		return cfg, err
 	}
 	switch c.String("psk") {
 	case "hub":

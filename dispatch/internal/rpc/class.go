@@ -136,6 +136,8 @@ type caller struct {
 	standing store.Standing // set by the gate
 	// unblock makes pending and later reads of the request fail.
 	unblock func()
+	// cut makes pending and later writes fail, and resets the stream.
+	cut func()
 
 	// Of a user:
 	user    string

@@ -21,9 +21,11 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/signal"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/topology"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/turn"
 	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
 )
 
@@ -60,6 +62,11 @@ type Config struct {
 	Database string
 	// Version is that of the program.
 	Version string
+	// Relay carries packets; nil means that this hub relays none.
+	Relay *relay.Registry
+	// TURN makes credentials for an admitted node; nil means that there is no TURN
+	// server.
+	TURN func(identity.PeerID) turn.Credentials
 	// URL returns the node URL.
 	URL    func() string
 	Logger *slog.Logger
@@ -140,7 +147,7 @@ func (a *API) services() http.Handler {
 	mux.Handle(dispatchv1connect.NewProvisioningServiceHandler(provisioning{API: a}, opts(maxJoin)...))
 	mux.Handle(dispatchv1connect.NewSignalingServiceHandler(signaling{a}, opts(maxSignalMessage)...))
 	mux.Handle(dispatchv1connect.NewTopologyServiceHandler(topologyService{API: a}, opts(maxRequest)...))
-	mux.Handle(dispatchv1connect.NewRelayServiceHandler(relayService{API: a}, opts(maxRequest)...))
+	mux.Handle(dispatchv1connect.NewRelayServiceHandler(relayService{API: a}, opts(maxRelayMessage)...))
 	mux.Handle(dispatchv1connect.NewMetricsServiceHandler(metricsService{API: a}, unary...))
 	mux.Handle(dispatchv1connect.NewPolicyServiceHandler(policyService{API: a}, unary...))
 	mux.Handle(dispatchv1connect.NewFleetServiceHandler(fleet{API: a}, unary...))
@@ -184,6 +191,8 @@ func (a *API) NodeHandler() http.Handler {
 		w = pieces{w}
 		c := caller{class: anonymous, ip: remoteIP(r), unblock: func() {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
+		}, cut: func() {
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
 		}}
 		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 			id, err := a.cfg.CA.Peer(*r.TLS)
