@@ -31,6 +31,74 @@ func (q *Queries) CountPolicies(ctx context.Context) (int64, error) {
 	return count, err
 }
 
+const endStage = `-- name: EndStage :execrows
+UPDATE policy_stage SET state = ?, reason = ?, detail = ''
+WHERE id = 1 AND state = ?3 AND started = ?4
+`
+
+type EndStageParams struct {
+	State   string
+	Reason  string
+	Was     string
+	Started int64
+}
+
+func (q *Queries) EndStage(ctx context.Context, arg EndStageParams) (int64, error) {
+	result, err := q.exec(ctx, q.endStageStmt, endStage,
+		arg.State,
+		arg.Reason,
+		arg.Was,
+		arg.Started,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const getActivation = `-- name: GetActivation :one
+SELECT m.policy_generation, a.version AS active,
+  CAST(coalesce(s.base, 0) AS INTEGER) AS base, CAST(coalesce(s.candidate, 0) AS INTEGER) AS candidate,
+  CAST(coalesce(s.canary, '') AS TEXT) AS canary, CAST(coalesce(s.expect, '') AS TEXT) AS expect,
+  CAST(coalesce(s.started, 0) AS INTEGER) AS started, CAST(coalesce(s.hold_until, 0) AS INTEGER) AS hold_until,
+  CAST(coalesce(s.state, '') AS TEXT) AS state, CAST(coalesce(s.reason, '') AS TEXT) AS reason,
+  CAST(coalesce(s.detail, '') AS TEXT) AS detail
+FROM meta m JOIN policy_active a ON a.scope = '' LEFT JOIN policy_stage s ON s.id = 1 WHERE m.id = 1
+`
+
+type GetActivationRow struct {
+	PolicyGeneration int64
+	Active           int64
+	Base             int64
+	Candidate        int64
+	Canary           string
+	Expect           string
+	Started          int64
+	HoldUntil        int64
+	State            string
+	Reason           string
+	Detail           string
+}
+
+func (q *Queries) GetActivation(ctx context.Context) (GetActivationRow, error) {
+	row := q.queryRow(ctx, q.getActivationStmt, getActivation)
+	var i GetActivationRow
+	err := row.Scan(
+		&i.PolicyGeneration,
+		&i.Active,
+		&i.Base,
+		&i.Candidate,
+		&i.Canary,
+		&i.Expect,
+		&i.Started,
+		&i.HoldUntil,
+		&i.State,
+		&i.Reason,
+		&i.Detail,
+	)
+	return i, err
+}
+
 const insertPolicy = `-- name: InsertPolicy :one
 INSERT INTO policies (version, document, sha256, author, created, parent, source, note)
 VALUES ((SELECT coalesce(max(p.version), 0) + 1 FROM policies p), ?, ?, ?, ?, ?, ?, ?) RETURNING version
@@ -61,6 +129,66 @@ func (q *Queries) InsertPolicy(ctx context.Context, arg InsertPolicyParams) (int
 	return version, err
 }
 
+const listPolicies = `-- name: ListPolicies :many
+SELECT version, parent, author, created, note, sha256 FROM policies
+WHERE version < ?1 ORDER BY version DESC LIMIT ?2
+`
+
+type ListPoliciesParams struct {
+	Before int64
+	Limit  int64
+}
+
+type ListPoliciesRow struct {
+	Version int64
+	Parent  int64
+	Author  string
+	Created int64
+	Note    string
+	Sha256  []byte
+}
+
+func (q *Queries) ListPolicies(ctx context.Context, arg ListPoliciesParams) ([]ListPoliciesRow, error) {
+	rows, err := q.query(ctx, q.listPoliciesStmt, listPolicies, arg.Before, arg.Limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListPoliciesRow
+	for rows.Next() {
+		var i ListPoliciesRow
+		if err := rows.Scan(
+			&i.Version,
+			&i.Parent,
+			&i.Author,
+			&i.Created,
+			&i.Note,
+			&i.Sha256,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const newestPolicy = `-- name: NewestPolicy :one
+SELECT CAST(coalesce(max(version), 0) AS INTEGER) FROM policies
+`
+
+func (q *Queries) NewestPolicy(ctx context.Context) (int64, error) {
+	row := q.queryRow(ctx, q.newestPolicyStmt, newestPolicy)
+	var column_1 int64
+	err := row.Scan(&column_1)
+	return column_1, err
+}
+
 const policyByVersion = `-- name: PolicyByVersion :one
 SELECT version, document, sha256, author, created, parent, source, note FROM policies WHERE version = ?
 `
@@ -79,6 +207,41 @@ func (q *Queries) PolicyByVersion(ctx context.Context, version int64) (Policy, e
 		&i.Note,
 	)
 	return i, err
+}
+
+const putStage = `-- name: PutStage :exec
+INSERT INTO policy_stage (id, base, candidate, canary, expect, started, hold_until, state, reason, detail)
+VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET base = excluded.base, candidate = excluded.candidate, canary = excluded.canary,
+  expect = excluded.expect, started = excluded.started, hold_until = excluded.hold_until, state = excluded.state,
+  reason = excluded.reason, detail = excluded.detail
+`
+
+type PutStageParams struct {
+	Base      int64
+	Candidate int64
+	Canary    string
+	Expect    string
+	Started   int64
+	HoldUntil int64
+	State     string
+	Reason    string
+	Detail    string
+}
+
+func (q *Queries) PutStage(ctx context.Context, arg PutStageParams) error {
+	_, err := q.exec(ctx, q.putStageStmt, putStage,
+		arg.Base,
+		arg.Candidate,
+		arg.Canary,
+		arg.Expect,
+		arg.Started,
+		arg.HoldUntil,
+		arg.State,
+		arg.Reason,
+		arg.Detail,
+	)
+	return err
 }
 
 const setActivePolicy = `-- name: SetActivePolicy :exec
