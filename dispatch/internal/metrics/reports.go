@@ -235,6 +235,9 @@ type NodeReport struct {
 	// Applied is the policy version that the node applies and Generation the last
 	// activation that it has seen.
 	Applied, Generation uint64
+	// Denied is how many packets its policy has dropped since it began to report; it
+	// falls where the node starts again.
+	Denied uint64
 	// DeniedPerMinute is how many packets it drops by policy, over the last minute
 	// of its reports.
 	DeniedPerMinute uint64
@@ -252,7 +255,8 @@ func (r *Reports) Reports(ids []identity.PeerID) []NodeReport {
 		s.mu.Lock()
 		if n := s.nodes[id]; n != nil {
 			out = append(out, NodeReport{
-				ID: id, Applied: n.cur.policy, Generation: n.cur.generation, DeniedPerMinute: n.deniedPerMinute(),
+				ID: id, Applied: n.cur.policy, Generation: n.cur.generation,
+				Denied: n.exact[denied], DeniedPerMinute: n.deniedPerMinute(),
 				Last: wall.Add(n.last - now),
 			})
 		}

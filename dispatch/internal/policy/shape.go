@@ -36,7 +36,7 @@ func checkValue(v *hujson.Value, t reflect.Type) *shapeError {
 	if v.Value.Kind() == 'n' {
 		return shapeErrorf(v, "null: leave the key out instead")
 	}
-	if u, ok := reflect.New(t).Interface().(encoding.TextUnmarshaler); ok {
+	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](reflect.New(t)); ok {
 		lit, isLit := v.Value.(hujson.Literal)
 		if !isLit || v.Value.Kind() != '"' {
 			return shapeErrorf(v, "want a text")
