@@ -1,50 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cli is the command line of bauxite-dispatch. Standard output is the
-// answer, standard error the rest; --json is stable. Exit codes: 0 done, 1 an
-// error, 2 wrong usage.
+// answer, standard error the rest; --json is stable: fields are added, never
+// changed. What the exit codes mean stands in exit.go.
 package cli
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
 	"runtime/debug"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 )
 
-const (
-	exitOK    = 0
-	exitError = 1
-	exitUsage = 2
-)
-
-// usageError is a mistake in the command line.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
 // Run executes args, of which the first is the program's name, and returns the
 // exit code. A command that serves ends with ctx.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	err := newApp(stdout, stderr).RunContext(ctx, args)
+	app := newApp(stdout, stderr)
+	err := app.RunContext(ctx, flagsFirst(app, args))
 	if err == nil {
 		return exitOK
 	}
 	_, _ = fmt.Fprintf(stderr, "bauxite-dispatch: %v\n", err)
-	if errors.As(err, new(usageError)) {
-		_, _ = fmt.Fprintln(stderr, "bauxite-dispatch: hint: add --help to the command to see what it takes")
-		return exitUsage
+	code, hint := verdict(err)
+	if hint != "" {
+		_, _ = fmt.Fprintf(stderr, "bauxite-dispatch: hint: %s\n", hint)
 	}
-	return exitError
+	return code
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
@@ -55,9 +40,18 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 
   bauxite-dispatch serve --data /var/lib/bauxite-dispatch
   bauxite-dispatch token create --data /var/lib/bauxite-dispatch
-  bauxite join TOKEN URL                (on the robot)`,
+  bauxite join TOKEN URL                (on the robot)
+
+Commands that call a hub find it by --data DIR on its own machine, or by --hub URL
+and an API key from anywhere: see user claim and key create. Exit codes: 0 done,
+1 an error, 2 wrong usage, 3 no hub reachable, 4 not permitted, 5 not found,
+6 conflict; exit-codes lists all.`,
 		Writer: stdout, ErrWriter: stderr,
-		Commands:             []*cli.Command{serveCommand(), tokenCommand(), nodeCommand(), versionCommand(), completionCommand(), manCommand()},
+		Reader: os.Stdin,
+		Commands: []*cli.Command{
+			serveCommand(), statusCommand(), healthCommand(), tokenCommand(), nodeCommand(), auditCommand(), userCommand(), keyCommand(),
+			caCommand(), pskCommand(), backupCommand(), versionCommand(), completionCommand(), exitCodesCommand(), manCommand(),
+		},
 		EnableBashCompletion: true,
 		HideVersion:          true,
 		// The caller of Run decides about the process.
@@ -69,6 +63,16 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		complete(c)
 	}
 	return app
+}
+
+func exitCodesCommand() *cli.Command {
+	return &cli.Command{
+		Name: "exit-codes", Usage: "list what each exit code means",
+		Action: func(c *cli.Context) error {
+			_, err := fmt.Fprint(c.App.Writer, exitTable())
+			return err
+		},
+	}
 }
 
 // complete gives a command and its subcommands the common behaviour.
@@ -115,12 +119,6 @@ func dataDir(c *cli.Context) (string, error) {
 		return d, nil
 	}
 	return "", usagef("--data DIR is missing")
-}
-
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }
 
 func versionCommand() *cli.Command {
@@ -199,16 +197,6 @@ _bauxite_dispatch() {
 }
 compdef _bauxite_dispatch bauxite-dispatch
 `
-
-// oneLine makes text from elsewhere fit for one line of a table.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
-}
 
 // isTerminal reports whether w is a character device.
 func isTerminal(w io.Writer) bool {

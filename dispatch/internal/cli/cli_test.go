@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -20,7 +21,20 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// No key of whoever runs the tests is used.
+	dir, err := os.MkdirTemp("", "bxd")
+	if err == nil {
+		err = errors.Join(os.Setenv("XDG_CONFIG_HOME", dir), os.Setenv("HOME", dir))
+	}
+	if err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
 
 func run(args ...string) (code int, stdout, stderr string) {
 	var o, e bytes.Buffer
@@ -49,7 +63,7 @@ func TestUsage(t *testing.T) {
 		{"unknown_flag", []string{"token", "create", "--bogus"}, 2, "", "-bogus"},
 		{"no_data", []string{"node", "list"}, 2, "", "--data DIR is missing"},
 		{"argument", []string{"node", "list", "--data", dir, "x"}, 2, "", `unexpected argument "x"`},
-		{"no_hub", []string{"node", "list", "--data", dir}, 1, "", "no hub runs on " + dir},
+		{"no_hub", []string{"node", "list", "--data", dir}, 3, "", "no hub runs on " + dir},
 		{"uses", []string{"token", "create", "--data", dir, "--uses", "0"}, 2, "", "--uses"},
 		{"cidr", []string{"serve", "--data", dir, "--mesh-cidr", "10.66"}, 2, "", "--mesh-cidr"},
 		{"cidr_host", []string{"serve", "--data", dir, "--mesh-cidr", "10.66.0.1/16"}, 2, "", "10.66.0.1/16"},
@@ -128,7 +142,7 @@ func TestServe(t *testing.T) {
 	if m == nil {
 		t.Fatalf("first line = %q", line)
 	}
-	if code, _, e := run("serve", "--data", dir, "--listen", "127.0.0.1:0"); code != 1 || !strings.Contains(e, "another hub uses") {
+	if code, _, e := run("serve", "--data", dir, "--listen", "127.0.0.1:0"); code != 10 || !strings.Contains(e, "another hub uses") {
 		t.Errorf("second hub: exit code %d, %s", code, e)
 	}
 	code, out, e := run("token", "create", "--data", dir, "--uses", "3", "--ttl", "2h", "--tag", "b", "--tag", "a", "--json")
@@ -180,7 +194,7 @@ func TestServe(t *testing.T) {
 	}
 
 	// The prefix stays what it was.
-	if code, _, e := run("serve", "--data", dir, "--listen", "127.0.0.1:0", "--mesh-cidr", "10.77.0.0/16"); code != 1 || !strings.Contains(e, "it is 10.66.0.0/16, not 10.77.0.0/16") {
+	if code, _, e := run("serve", "--data", dir, "--listen", "127.0.0.1:0", "--mesh-cidr", "10.77.0.0/16"); code != 16 || !strings.Contains(e, "it is 10.66.0.0/16, not 10.77.0.0/16") {
 		t.Errorf("other prefix: exit code %d, %s", code, e)
 	}
 	_, stderr, stop = serveHub(t, dir, "--mesh-cidr", "10.66.0.0/16")

@@ -28,7 +28,7 @@ Examples:
   bauxite-dispatch serve --data /var/lib/bauxite-dispatch
   bauxite-dispatch serve --data ./hub --public-url https://hub.example.org:8440
   bauxite-dispatch serve --data ./hub --mesh-cidr 10.99.0.0/20   (first start only)`,
-		Flags: fromEnv(
+		Flags: fromEnv(append([]cli.Flag{
 			dataFlag(),
 			&cli.StringFlag{Name: "listen", Value: dispatch.DefaultListen, Usage: "`ADDR` of the node port (TCP)"},
 			&cli.StringFlag{Name: "admin-listen", Value: dispatch.DefaultAdminListen, Usage: "`ADDR` of the admin port (TCP), or off"},
@@ -40,7 +40,7 @@ Examples:
 			&cli.DurationFlag{Name: "cert-ttl", Value: 7 * 24 * time.Hour, Usage: "lifetime of node certificates, 1m to 90 days"},
 			&cli.StringFlag{Name: "log-format", Value: "auto", Usage: "`console` or json (default: console on a terminal)"},
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error"},
-		),
+		}, relayFlags()...)...),
 		Action: serve,
 	}
 }

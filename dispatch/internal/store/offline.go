@@ -15,10 +15,10 @@ import (
 )
 
 // ReadAuditLog reads the audit log of the database at path without a hub, and
-// while one runs as well: it changes nothing. It calls entry for each entry in
-// order, then checkpoint for each signed checkpoint, oldest first, until one
-// returns an error, which it returns.
-func ReadAuditLog(ctx context.Context, path string, entry func(*audit.Entry) error, checkpoint func([]byte) error) error {
+// while one runs as well: it changes nothing. It calls checkpoint for each signed
+// checkpoint, then entry for each entry, both in order, until one returns an error,
+// which it returns.
+func ReadAuditLog(ctx context.Context, path string, checkpoint func([]byte) error, entry func(*audit.Entry) error) error {
 	if _, err := os.Stat(path); err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
@@ -34,6 +34,23 @@ func ReadAuditLog(ctx context.Context, path string, entry func(*audit.Entry) err
 		return fmt.Errorf("read audit log: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }()
+	signed, err := tx.QueryContext(ctx, `SELECT signed FROM audit_checkpoints ORDER BY seq`)
+	if err != nil {
+		return fmt.Errorf("read audit checkpoints: %w", err)
+	}
+	defer signed.Close()
+	for signed.Next() {
+		var b []byte
+		if err := signed.Scan(&b); err != nil {
+			return fmt.Errorf("read audit checkpoints: %w", err)
+		}
+		if err := checkpoint(b); err != nil {
+			return err
+		}
+	}
+	if err := signed.Err(); err != nil {
+		return fmt.Errorf("read audit checkpoints: %w", err)
+	}
 	rows, err := tx.QueryContext(ctx, `SELECT seq, ts, actor, action, target, detail, prev, hash FROM audit ORDER BY seq`)
 	if err != nil {
 		return fmt.Errorf("read audit log: %w", err)
@@ -53,19 +70,5 @@ func ReadAuditLog(ctx context.Context, path string, entry func(*audit.Entry) err
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("read audit log: %w", err)
 	}
-	signed, err := tx.QueryContext(ctx, `SELECT signed FROM audit_checkpoints ORDER BY seq`)
-	if err != nil {
-		return fmt.Errorf("read audit checkpoints: %w", err)
-	}
-	defer signed.Close()
-	for signed.Next() {
-		var b []byte
-		if err := signed.Scan(&b); err != nil {
-			return fmt.Errorf("read audit checkpoints: %w", err)
-		}
-		if err := checkpoint(b); err != nil {
-			return err
-		}
-	}
-	return signed.Err()
+	return nil
 }
