@@ -58,6 +58,7 @@ func (t *tx) enroll(m Meta, j Join) (Node, error) {
 	}
 	id := identity.NewPeerID(j.Ed25519, j.X25519)
 	n, err := t.known(m, id, j)
+	repeated := err == nil && n.TokenID == j.TokenID
 	switch {
 	case err == nil && n.State == Revoked:
 		return Node{}, ErrNodeRevoked
@@ -70,6 +71,10 @@ func (t *tx) enroll(m Meta, j Join) (Node, error) {
 	}
 	if err != nil || n.State == Pending {
 		return n, err
+	}
+	if repeated {
+		// No use of the token, but one certificate more.
+		t.audit("node.rejoin", id.String(), detail("name", n.Name, "token", j.TokenID))
 	}
 	return n, t.addCert(id, j.Serial, j.NotAfter)
 }

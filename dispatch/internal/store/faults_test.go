@@ -136,7 +136,7 @@ func TestAcknowledgedIsDurable(t *testing.T) {
 			context.AfterFunc(ctx, cancel)
 			return ctx, insert(id)
 		},
-		"disk is full": func(f *fixture, rng *mrand.Rand, id string) (context.Context, func(*tx) error) {
+		"disk is full": func(_ *fixture, rng *mrand.Rand, id string) (context.Context, func(*tx) error) {
 			return bg, func(t *tx) error {
 				limit := `PRAGMA max_page_count = 1` // means as many as there are
 				if rng.IntN(2) == 0 {
@@ -363,5 +363,24 @@ func TestClosedIsSaid(t *testing.T) {
 	}
 	if err := f.update(bg, insert("x")); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("write after Close = %v, want net.ErrClosed", err)
+	}
+}
+
+// TestRepeatedJoinIsAudited: a machine whose answer was lost gets a certificate
+// more, so the log has to say so.
+func TestRepeatedJoinIsAudited(t *testing.T) {
+	f := open(t, "", testMeta)
+	f.token(t, "k", 1, time.Hour)
+	j := newJoin("k", "x", time.Now())
+	for range 2 {
+		if _, err := f.Enroll(t.Context(), j); err != nil {
+			t.Fatal(err)
+		}
+		j.Serial = append([]byte(nil), j.Serial...)
+		j.Serial[0]++
+	}
+	entries, err := f.Audit(t.Context(), AuditFilter{Action: "node.", Limit: 10})
+	if err != nil || len(entries) != 2 || entries[1].Action != "node.rejoin" {
+		t.Errorf("two joins have the entries %v, %v", entries, err)
 	}
 }

@@ -119,6 +119,9 @@ type op struct {
 // operations of its batch by a savepoint, and returns once it is on disk. Where
 // ctx ends while f waits its turn, f does not run.
 func (s *Store) update(ctx context.Context, f func(*tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	o := &op{ctx: ctx, do: f, result: make(chan error, 1)}
 	select {
 	case s.ops <- o:
@@ -268,7 +271,7 @@ func (s *Store) number(t *tx) ([]Event, error) {
 		if err != nil {
 			return nil, fmt.Errorf("log change: %w", err)
 		}
-		events = append(events, Event{RV: uint64(rv), Scope: c.Scope, Node: node, Encoded: b})
+		events = append(events, Event{RV: uint64(rv), Scope: c.Scope, Node: node, Policy: c.Policy, Encoded: b})
 	}
 	return events, nil
 }
