@@ -64,6 +64,8 @@ type Node interface {
 type Deps struct {
 	OpenTun func(tun.Config) (tun.Device, error)
 	NewNode func(conduit.Config) (Node, error)
+	// RecoverRetry bounds the first delay between two tries to recover.
+	RecoverRetry time.Duration
 }
 
 func (d Deps) withDefaults() Deps {
@@ -72,6 +74,9 @@ func (d Deps) withDefaults() Deps {
 	}
 	if d.NewNode == nil {
 		d.NewNode = func(c conduit.Config) (Node, error) { return conduit.New(c) }
+	}
+	if d.RecoverRetry == 0 {
+		d.RecoverRetry = recoverRetry
 	}
 	return d
 }
@@ -86,8 +91,10 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 		return err
 	}
 	defer lock.Close()
-	id, err := home.Load(cfg.Home, time.Now())
-	if err != nil {
+	now := time.Now()
+	id, err := home.Load(cfg.Home, now)
+	late := errors.Is(err, home.ErrExpired) && now.After(id.Certificate.NotAfter)
+	if err != nil && !late {
 		return err
 	}
 	override(id.Config, cfg)
@@ -99,7 +106,18 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 		return err
 	}
 	d := &daemon{cfg: cfg, id: id, log: log}
-	if err := d.start(ctx, deps.withDefaults()); err != nil {
+	deps = deps.withDefaults()
+	if err := d.connect(); err != nil {
+		return err
+	}
+	if late {
+		if err := d.recoverFirst(ctx, deps.RecoverRetry); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	if err := d.start(ctx, deps); err != nil {
 		_ = d.stop()
 		return err
 	}
@@ -145,6 +163,7 @@ type daemon struct {
 	id  *home.Node
 	log *slog.Logger
 
+	link  *hub.Connector
 	renew *renewal
 	key   *meshKey
 
@@ -156,7 +175,8 @@ type daemon struct {
 	server *local.Server
 }
 
-func (d *daemon) start(ctx context.Context, deps Deps) error {
+// connect prepares the link to the hub, and what works with it. It does no I/O.
+func (d *daemon) connect() error {
 	c := d.id.Config
 	r := &renewal{
 		keys: d.id.Keys, roots: d.id.Roots, log: d.log.With("part", "renewal"),
@@ -172,7 +192,7 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 		return err
 	}
 	d.key.epoch.Store(uint32(d.id.PSKEpoch))
-	link, err := hub.New(hub.Config{
+	d.link, err = hub.New(hub.Config{
 		URL: c.Hub.URL, Roots: d.id.Roots, MeshKey: d.key.announce,
 		Certificate: func() (*tls.Certificate, error) { return r.tls.Load(), nil },
 		Proxy:       proxy,
@@ -181,7 +201,16 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 	if err != nil {
 		return err
 	}
-	cert := d.id.Certificate
+	rec := &recovery{home: d.cfg.Home, keys: d.id.Keys, meshID: d.id.Config.Node.MeshID, ask: d.link.Recover}
+	r.ask, r.recover, r.redial = d.link.Renew, rec.once, d.link.Redial
+	r.set = func(*identity.Certificate) error { return nil } // until there is a node
+	d.key.fetch = d.link.MeshKey
+	d.renew = r
+	return nil
+}
+
+func (d *daemon) start(ctx context.Context, deps Deps) (err error) {
+	c, cert := d.id.Config, d.id.Certificate
 	if name := c.TunName(); name == "" {
 		d.dev = newIdle(c.TunMTU())
 	} else {
@@ -199,7 +228,7 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 	d.node, err = deps.NewNode(conduit.Config{
 		Keys: d.id.Keys, Certificate: cert, Roots: d.id.Roots,
 		PSK: d.id.PSK, PSKEpoch: d.id.PSKEpoch, Cipher: c.Transport.Cipher,
-		Hub: link, Device: d.dev, Port: c.Transport.Port, STUNServers: c.STUN(),
+		Hub: d.link, Device: d.dev, Port: c.Transport.Port, STUNServers: c.STUN(),
 		MeshPrefixes: c.Node.MeshCIDRs, Logger: d.log.With("part", "conduit"),
 	})
 	if err != nil {
@@ -209,16 +238,14 @@ func (d *daemon) start(ctx context.Context, deps Deps) error {
 	if err := d.node.Start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
-	r.ask, r.set, r.redial = link.Renew, d.node.SetCertificate, link.Redial
-	d.renew = r
-	d.key.fetch, d.key.set = link.MeshKey, d.node.SetPSK
+	d.renew.set, d.key.set = d.node.SetCertificate, d.node.SetPSK
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	d.cancel = cancel
-	d.workers.Go(func() { r.run(run) })
+	d.workers.Go(func() { d.renew.run(run) })
 	d.workers.Go(func() { d.key.run(run) })
 	rep := &reporter{
 		log: d.log.With("part", "metrics"), version: d.cfg.Version, started: time.Now(),
-		epoch: d.key.epoch.Load, status: d.node.Status, send: link.Report,
+		epoch: d.key.epoch.Load, status: d.node.Status, send: d.link.Report,
 	}
 	d.workers.Go(func() { rep.run(run) })
 	d.server, err = local.Serve(filepath.Join(d.cfg.Home, home.SocketFile), d, d.log.With("part", "local"))

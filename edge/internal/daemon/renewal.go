@@ -30,6 +30,8 @@ type renewal struct {
 	log   *slog.Logger
 	ask   func(ctx context.Context, csr []byte) (chain [][]byte, err error)
 	set   func(*identity.Certificate) error
+	// recover is what is left when the certificate has expired.
+	recover func(ctx context.Context) (chain [][]byte, err error)
 	// redial lets the hub see the new certificate, since it cuts a connection whose
 	// certificate has run out.
 	redial func()
@@ -126,17 +128,32 @@ func retryIn(failures int, left time.Duration) time.Duration {
 	if left > 0 {
 		bound = min(bound, max(left/4, time.Second))
 	}
-	return bound/2 + rand.N(bound/2+1)
+	return bound/2 + randN(bound/2)
 }
 
-// renew asks for one certificate and puts it to use. The file comes first: what
-// runs is never newer than what a restart finds.
-func (r *renewal) renew(ctx context.Context) error {
+// randN returns a duration from 0 to d.
+func randN(d time.Duration) time.Duration { return rand.N(d + 1) }
+
+// fetch renews, or recovers where the certificate has run out, by our clock or the
+// hub's.
+func (r *renewal) fetch(ctx context.Context) (chain [][]byte, err error) {
+	if time.Now().After(r.cert.NotAfter) {
+		return r.recover(ctx)
+	}
 	csr, err := r.keys.CSR()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	chain, err := r.ask(ctx, csr)
+	if chain, err = r.ask(ctx, csr); err != nil && expiredThere(err) {
+		return r.recover(ctx)
+	}
+	return chain, err
+}
+
+// renew gets one certificate and puts it to use. The file comes first: what runs is
+// never newer than what a restart finds.
+func (r *renewal) renew(ctx context.Context) error {
+	chain, err := r.fetch(ctx)
 	if err != nil {
 		return err
 	}
@@ -174,8 +191,6 @@ func (r *renewal) check(chain [][]byte, now time.Time) (*identity.Certificate, e
 		return nil, bad("it has another name or mesh")
 	case c.Virtual4 != old.Virtual4 || c.Virtual6 != old.Virtual6:
 		return nil, bad("it has other addresses")
-	case c.NotAfter.Before(old.NotAfter):
-		return nil, bad("it expires before the present one")
 	}
 	return c, nil
 }

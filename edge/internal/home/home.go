@@ -81,6 +81,9 @@ func (n *Node) TLS() *tls.Certificate {
 	return &tls.Certificate{Certificate: n.Certificate.Chain, PrivateKey: n.Keys.Ed25519}
 }
 
+// TLSCertificate is TLS for hub.Config.
+func (n *Node) TLSCertificate() (*tls.Certificate, error) { return n.TLS(), nil }
+
 // Joined reports whether dir holds an identity, complete or committed.
 func Joined(dir string) bool {
 	for _, name := range []string{ConfigFile, commitDir} {

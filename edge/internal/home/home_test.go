@@ -87,8 +87,8 @@ func TestJoinAndLoad(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "home")
 	join(t, ca, dir, "n1", false)
 	files := list(t, dir)
-	if len(files) != 7 {
-		t.Errorf("home holds %v, want 6 files and one directory", files)
+	if len(files) != 8 {
+		t.Errorf("home holds %v, want 7 files and one directory", files)
 	}
 	for name, mode := range files {
 		want := fs.FileMode(0o600)
@@ -113,7 +113,7 @@ func TestJoinAndLoad(t *testing.T) {
 	if n, err = Load(dir, time.Now()); err != nil || n.Certificate.Name != "n2" {
 		t.Errorf("after force: %v, %v", n, err)
 	}
-	if got := list(t, dir); len(got) != 7 {
+	if got := list(t, dir); len(got) != 8 {
 		t.Errorf("home holds %v after force", got)
 	}
 	if err := Remove(dir); err != nil {

@@ -33,6 +33,7 @@ type Files struct {
 	CA, Certificate []byte // PEM
 	PSK             []byte // 32 bytes
 	Config          []byte
+	State           State
 }
 
 // Staging is an identity that is being made in a home that this process holds.
@@ -119,6 +120,9 @@ func (s *Staging) Commit(f Files) error {
 		if err := identity.WriteFile(filepath.Join(pending, w.name), w.data, 0o600); err != nil {
 			return err
 		}
+	}
+	if err := f.State.Store(pending); err != nil {
+		return err
 	}
 	if err := s.step("commit"); err != nil {
 		return err

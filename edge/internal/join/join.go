@@ -156,7 +156,7 @@ func redeem(ctx context.Context, cfg Config, token identity.Token, u *url.URL, p
 	return res, st.Commit(home.Files{
 		CA:          identity.MarshalChainPEM([][]byte{c.root.Raw}),
 		Certificate: identity.MarshalChainPEM(res.Certificate.Chain),
-		PSK:         psk, Config: text,
+		PSK:         psk, Config: text, State: home.State{Generation: ans.GetGeneration()},
 	})
 }
 
