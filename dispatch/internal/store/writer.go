@@ -271,7 +271,7 @@ func (s *Store) number(t *tx) ([]Event, error) {
 		if err != nil {
 			return nil, fmt.Errorf("log change: %w", err)
 		}
-		events = append(events, Event{RV: uint64(rv), Scope: c.Scope, Node: node, Policy: c.Policy, Encoded: b})
+		events = append(events, Event{RV: uint64(rv), Scope: c.Scope, Node: node, Encoded: b})
 	}
 	return events, nil
 }
