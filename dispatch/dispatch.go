@@ -272,9 +272,9 @@ func (s *Server) openStore(ctx context.Context, authority *ca.CA) (*store.Store,
 	if err != nil {
 		return nil, nil, err
 	}
-	rv, err := st.Version(ctx)
+	state, err := st.State(ctx)
 	if err == nil {
-		feed = topology.NewFeed(st, st.Meta().Epoch, rv, topology.Limits{LazyAbove: s.cfg.LazyAbove})
+		feed = topology.NewFeed(st, st.Meta().Epoch, state, topology.Limits{LazyAbove: s.cfg.LazyAbove})
 		err = s.checkMeta(st.Meta(), authority)
 	}
 	if err == nil {

@@ -76,7 +76,9 @@ func (s *Server) newRelay() *relay.Registry {
 	if s.cfg.RelayRate < 0 {
 		return nil
 	}
-	return relay.New(relay.Config{Rate: s.cfg.RelayRate})
+	return relay.New(relay.Config{Rate: s.cfg.RelayRate, Allowed: func(a, b identity.PeerID) bool {
+		return s.api.MayTalk(context.Background(), a, b)
+	}})
 }
 
 // turnCredentials makes credentials for a node; without a TURN server they are

@@ -22,6 +22,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/metrics"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/signal"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/topology"
@@ -74,6 +75,12 @@ type Config struct {
 	BookmarkEvery time.Duration
 	// CertLifetime is that of nodes' certificates; zero means ca.NodeLifetime.
 	CertLifetime time.Duration
+	// Reports keeps what nodes report; nil keeps it in a new one.
+	Reports *metrics.Reports
+	// Meters counts calls and messages; nil counts nothing.
+	Meters *metrics.Meters
+	// Health answers /healthz and /readyz; nil says yes to both.
+	Health *metrics.Health
 	// AdminURL returns the URL of the admin port, empty where there is none; nil
 	// means none.
 	AdminURL func() string
@@ -91,6 +98,7 @@ type API struct {
 	keys  *keyring
 	// renewals bounds how many rows a node can add to the table of certificates.
 	renewals   *limiter
+	talks      *talks
 	challenges challenger
 	started    time.Time
 
@@ -108,10 +116,16 @@ func New(cfg Config) *API {
 	if cfg.CertLifetime == 0 {
 		cfg.CertLifetime = ca.NodeLifetime
 	}
+	if cfg.Reports == nil {
+		cfg.Reports = metrics.NewReports(metrics.Config{Logger: cfg.Logger})
+	}
+	if cfg.Health == nil {
+		cfg.Health = metrics.NewHealth(nil, nil)
+	}
 	if cfg.AdminURL == nil {
 		cfg.AdminURL = func() string { return "" }
 	}
-	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter(), started: time.Now(), left: make(map[identity.PeerID]time.Time)}
+	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter(), talks: newTalks(cfg.Store), started: time.Now(), left: make(map[identity.PeerID]time.Time)}
 	a.keys = newKeyring(a.store, a.log)
 	a.gate = &gate{
 		live:    make(map[subject]map[*context.CancelCauseFunc]struct{}),
@@ -136,13 +150,14 @@ func (a *API) services() http.Handler {
 	mux := http.NewServeMux()
 	opts := func(limit int) []connect.HandlerOption {
 		return []connect.HandlerOption{
-			connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(limit),
+			// The meters come first, to count what the gate refuses.
+			connect.WithInterceptors(a.cfg.Meters.Interceptor(), a.gate), connect.WithReadMaxBytes(limit),
 			// Compressing each small message for each node costs more than it saves.
 			connect.WithCompression("gzip", nil, nil),
 		}
 	}
 	unary := []connect.HandlerOption{
-		connect.WithInterceptors(a.gate), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(1024),
+		connect.WithInterceptors(a.cfg.Meters.Interceptor(), a.gate), connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(1024),
 	}
 	mux.Handle(dispatchv1connect.NewProvisioningServiceHandler(provisioning{API: a}, opts(maxJoin)...))
 	mux.Handle(dispatchv1connect.NewSignalingServiceHandler(signaling{a}, opts(maxSignalMessage)...))
@@ -215,22 +230,7 @@ func (a *API) AdminHandler() http.Handler {
 }
 
 // HealthHandler serves /healthz and /readyz.
-func (a *API) HealthHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte("ok\n"))
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-		defer cancel()
-		if _, err := a.store.Version(ctx); err != nil {
-			http.Error(w, "database does not answer", http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = w.Write([]byte("ok\n"))
-	})
-	return mux
-}
+func (a *API) HealthHandler() http.Handler { return a.cfg.Health.Handler() }
 
 // Revoke shuts a node out and ends its streams.
 func (a *API) Revoke(ctx context.Context, id identity.PeerID, reason string) error {

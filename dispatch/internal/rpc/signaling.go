@@ -93,6 +93,7 @@ func (s signaling) receive(ctx context.Context, st *signal.Stream, stream *signa
 			continue // keep-open
 		}
 		reason := s.relay(ctx, st, m)
+		s.cfg.Meters.Signal(reason)
 		if reason == dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_UNSPECIFIED {
 			continue
 		}
@@ -117,6 +118,9 @@ func (s signaling) relay(ctx context.Context, st *signal.Stream, m *dispatchv1.E
 	if err != nil {
 		return dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_INVALID
 	}
+	if online := s.online(to); online && to != st.ID && !s.MayTalk(ctx, st.ID, to) {
+		return dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_DENIED
+	}
 	switch st.Send(to, m.GetBody()) {
 	case signal.Delivered:
 		return dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_UNSPECIFIED
@@ -127,6 +131,11 @@ func (s signaling) relay(ctx context.Context, st *signal.Stream, m *dispatchv1.E
 	default:
 		return dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_INVALID
 	}
+}
+
+func (s signaling) online(id identity.PeerID) bool {
+	_, _, ok := s.cfg.Registry.Lookup(id)
+	return ok
 }
 
 // absent says why a node has no stream.

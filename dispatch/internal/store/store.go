@@ -84,7 +84,9 @@ type Event struct {
 	// Scope is the site whose watchers get it, or ScopeAll.
 	Scope string
 	// Node is whom it is about; zero where about nobody in particular.
-	Node    identity.PeerID
+	Node identity.PeerID
+	// Policy is the number of the newest activation.
+	Policy  uint64
 	Encoded []byte
 }
 
@@ -100,9 +102,9 @@ type Config struct {
 	// rv, before the writers are answered. It must not block. nil means nobody
 	// listens.
 	Publish func([]Event)
-	// Observe is called after each commit with the number of operations in it and
-	// how long they took together. nil means nobody counts.
-	Observe func(ops int, took time.Duration)
+	// Observe is called after each commit with the number of operations in it, how
+	// long they took together, and why nothing of it is kept. nil means nobody counts.
+	Observe func(ops int, took time.Duration, err error)
 	// Logger nil discards.
 	Logger *slog.Logger
 }
@@ -112,7 +114,7 @@ type Store struct {
 	meta    Meta
 	log     *slog.Logger
 	publish func([]Event)
-	observe func(int, time.Duration)
+	observe func(int, time.Duration, error)
 	encode  func(uint64, Change) ([]byte, error)
 	path    string
 

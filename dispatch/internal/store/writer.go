@@ -179,7 +179,7 @@ func (s *Store) batch(first *op) {
 		s.auditWake.all()
 	}
 	if s.observe != nil {
-		s.observe(len(batch), time.Since(start))
+		s.observe(len(batch), time.Since(start), err)
 	}
 	for _, o := range batch {
 		if o.err == nil {
@@ -271,7 +271,7 @@ func (s *Store) number(t *tx) ([]Event, error) {
 		if err != nil {
 			return nil, fmt.Errorf("log change: %w", err)
 		}
-		events = append(events, Event{RV: uint64(rv), Scope: c.Scope, Node: node, Encoded: b})
+		events = append(events, Event{RV: uint64(rv), Scope: c.Scope, Node: node, Policy: c.Policy, Encoded: b})
 	}
 	return events, nil
 }

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -45,6 +46,8 @@ type Feed struct {
 	epoch uint64
 	lazy  int
 	size  int // of each ring
+
+	policy atomic.Uint64
 
 	mu    sync.RWMutex // guards the following; Publish holds it for a whole batch
 	rv    uint64
@@ -84,20 +87,22 @@ type Limits struct {
 	Ring int
 }
 
-// NewFeed returns the feed of a mesh that is at (epoch, rv).
-func NewFeed(src Source, epoch, rv uint64, l Limits) *Feed {
+// NewFeed returns the feed of a mesh of an epoch that is at st.
+func NewFeed(src Source, epoch uint64, st store.State, l Limits) *Feed {
 	if l.LazyAbove == 0 {
 		l.LazyAbove = LazyAbove
 	}
 	if l.Ring == 0 {
 		l.Ring = ringSize
 	}
-	return &Feed{
-		src: src, epoch: epoch, lazy: l.LazyAbove, size: l.Ring, rv: rv,
+	f := &Feed{
+		src: src, epoch: epoch, lazy: l.LazyAbove, size: l.Ring, rv: st.RV,
 		rings: make(map[string]*ring), quiet: newRing(l.Ring), every: newRing(l.Ring),
 		live: make(map[identity.PeerID]*Watch), followers: make(map[identity.PeerID]map[*Watch]struct{}),
 		scope: make(map[string]*scope),
 	}
+	f.policy.Store(st.Policy)
+	return f
 }
 
 // Commit is the store's Publish.
@@ -105,9 +110,13 @@ func (f *Feed) Commit(events []store.Event) {
 	out := make([]Event, len(events))
 	for i := range events {
 		out[i] = eventOf(&events[i])
+		f.policy.Store(max(f.policy.Load(), events[i].Policy)) // the writer is alone
 	}
 	f.Publish(out...)
 }
+
+// Policy returns the number of the newest activation.
+func (f *Feed) Policy() uint64 { return f.policy.Load() }
 
 // Publish hands events to the watchers of their scopes and to those that follow
 // their nodes. It never blocks on any of them.

@@ -142,7 +142,7 @@ func pending(t *testing.T, w *Watch) (raws []byte, rv uint64) {
 func TestFeed(t *testing.T) {
 	ctx := context.Background()
 	src := &fakeSource{rv: 20, compact: 5}
-	feed := NewFeed(src, 77, 20, Limits{})
+	feed := NewFeed(src, 77, store.State{RV: 20}, Limits{})
 	for _, tt := range []struct {
 		name      string
 		epoch, rv uint64
@@ -193,7 +193,7 @@ func TestFeed(t *testing.T) {
 // TestScopes shows who hears of what.
 func TestScopes(t *testing.T) {
 	src := &fakeSource{members: map[string]int{"big": 3}}
-	feed := NewFeed(src, 77, 0, Limits{LazyAbove: 2})
+	feed := NewFeed(src, 77, store.State{RV: 0}, Limits{LazyAbove: 2})
 	x, y := identity.PeerID{1}, identity.PeerID{2}
 	watch := func(n byte, site string, interests ...identity.PeerID) *Watch {
 		return start(t, feed, Request{Node: identity.PeerID{100, n}, Site: site, Interests: interests})
@@ -244,7 +244,7 @@ func TestScopes(t *testing.T) {
 // TestLazySwitch: a watcher whose scope shrank lacks peers and needs all of them.
 func TestLazySwitch(t *testing.T) {
 	src := &fakeSource{rv: 9, members: map[string]int{"": 1}}
-	feed := NewFeed(src, 77, 9, Limits{LazyAbove: 2})
+	feed := NewFeed(src, 77, store.State{RV: 9}, Limits{LazyAbove: 2})
 	if w := start(t, feed, Request{Epoch: 77, RV: 9, Lazy: true}); !w.Snapshot || len(w.Chunks) != 2 {
 		t.Errorf("snapshot = %v with %d chunks, want all peers", w.Snapshot, len(w.Chunks))
 	}
@@ -257,7 +257,7 @@ func TestLazySwitch(t *testing.T) {
 }
 
 func TestLagged(t *testing.T) {
-	feed := NewFeed(&fakeSource{}, 77, 0, Limits{Ring: 4})
+	feed := NewFeed(&fakeSource{}, 77, store.State{RV: 0}, Limits{Ring: 4})
 	w := start(t, feed, Request{})
 	for rv := range uint64(5) {
 		feed.Publish(Event{RV: rv + 1})
@@ -275,7 +275,7 @@ func TestLagged(t *testing.T) {
 func BenchmarkPublish(b *testing.B) {
 	for _, others := range []int{800, 9800} {
 		b.Run(strconv.Itoa(200+others), func(b *testing.B) {
-			feed := NewFeed(&fakeSource{}, 77, 0, Limits{})
+			feed := NewFeed(&fakeSource{}, 77, store.State{RV: 0}, Limits{})
 			var watches []*Watch
 			for i := range 200 + others {
 				site := "site"
