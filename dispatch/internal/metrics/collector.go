@@ -31,7 +31,7 @@ type collector struct {
 	failed  atomic.Uint64
 	all     []*prometheus.Desc
 
-	build, errors, connected, watchers, ringLag, intermediate, signals figure
+	build, errors, connected, watchers, ringLag, intermediate figure
 
 	rv, auditSeq, policy, dbBytes, walBytes, nodes figure
 
@@ -58,7 +58,6 @@ func newCollector(src Sources, reports *Reports, log *slog.Logger) *collector {
 	c.watchers = add(gauge, "hub_watchers", "Streams that watch the topology.")
 	c.ringLag = add(gauge, "hub_ring_lag_events", "Events that the slowest watcher is behind.")
 	c.intermediate = add(gauge, "hub_intermediate_expiry_timestamp_seconds", "End of the intermediate certificate, Unix time.")
-	c.signals = add(counter, "hub_signal_messages_total", "Signalling messages by what became of them.", "outcome")
 
 	c.rv = add(gauge, "hub_topology_version", "Newest resource version of the topology.")
 	c.auditSeq = add(gauge, "hub_audit_sequence", "Number of the newest audit entry.")
@@ -129,9 +128,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		if t := f(); !t.IsZero() {
 			s.send(c.intermediate, float64(t.Unix()))
 		}
-	}
-	if f := c.src.Signals; f != nil {
-		sendKnown(s, c.signals, f(), signalOutcomes)
 	}
 	c.database(s)
 	c.relays(s)
@@ -235,8 +231,8 @@ func (c *collector) fleet(s sender, f *Fleet) {
 }
 
 // sendKnown sends a figure for each known value, and the rest as "other".
-func sendKnown[N int | uint64](s sender, f figure, m map[string]N, known []string) {
-	var rest N
+func sendKnown(s sender, f figure, m map[string]int, known []string) {
+	var rest int
 	for v, n := range m {
 		if !slices.Contains(known, v) {
 			rest += n

@@ -37,9 +37,6 @@ type Sources struct {
 	Database func(context.Context) (Database, error)
 	// IntermediateExpires is the end of the intermediate certificate.
 	IntermediateExpires func() time.Time
-	// Signals are messages by outcome since the start. Outcomes that the exporter
-	// does not know are counted as "other".
-	Signals func() map[string]uint64
 	// Relay is the relay over streams, TURN that over UDP.
 	Relay func() relay.Stats
 	TURN  func() turn.Stats
@@ -56,11 +53,8 @@ type Database struct {
 	Nodes map[string]int
 }
 
-// The values of labels that sources choose.
-var (
-	signalOutcomes = []string{"delivered", "offline", "busy", "over_rate", "invalid", "denied"}
-	nodeStates     = []string{"active", "pending", "revoked", "locked", "expired"}
-)
+// nodeStates are the states of nodes that are told apart.
+var nodeStates = []string{"active", "pending", "revoked", "locked"}
 
 // Exporter shows all figures. It has a registry of its own.
 type Exporter struct {

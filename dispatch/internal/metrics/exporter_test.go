@@ -33,7 +33,6 @@ func fullSources() Sources {
 			return Database{RV: 11, AuditSeq: 12, Policy: 13, Bytes: 4096, WALBytes: 8192, Nodes: map[string]int{"active": 6, "haunted": 1}}, nil
 		},
 		IntermediateExpires: func() time.Time { return time.Unix(1_800_000_000, 0) },
-		Signals:             func() map[string]uint64 { return map[string]uint64{"delivered": 7, "busy": 2, "x": 1, "y": 1} },
 		Relay: func() relay.Stats {
 			return relay.Stats{
 				Clients: 2, RelayedPackets: [3]uint64{1, 2, 3}, RelayedBytes: [3]uint64{100, 200, 300},
@@ -60,6 +59,9 @@ func fullExporter(t testing.TB) (*Exporter, *Reports, *Meters) {
 	m.duration.WithLabelValues(dispatchv1connect.FleetServiceListNodesProcedure).Observe(0.003)
 	m.streams.WithLabelValues(dispatchv1connect.TopologyServiceWatchTopologyProcedure).Set(4)
 	m.joins.Inc()
+	for _, reason := range []dispatchv1.UndeliverableReason{0, 0, dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_BUSY, 999} {
+		m.Signal(reason)
+	}
 	return NewExporter(fullSources(), r, m, nil), r, m
 }
 
@@ -115,7 +117,6 @@ bauxite_hub_audit_sequence 12
 # HELP bauxite_hub_nodes Enrolled nodes by state.
 # TYPE bauxite_hub_nodes gauge
 bauxite_hub_nodes{state="active"} 6
-bauxite_hub_nodes{state="expired"} 0
 bauxite_hub_nodes{state="locked"} 0
 bauxite_hub_nodes{state="other"} 1
 bauxite_hub_nodes{state="pending"} 0
@@ -133,13 +134,9 @@ bauxite_hub_relay_dropped_packets_total{lane="telemetry",reason="queue"} 1
 bauxite_hub_relay_dropped_packets_total{lane="telemetry",reason="rate"} 0
 # HELP bauxite_hub_signal_messages_total Signalling messages by what became of them.
 # TYPE bauxite_hub_signal_messages_total counter
-bauxite_hub_signal_messages_total{outcome="busy"} 2
-bauxite_hub_signal_messages_total{outcome="delivered"} 7
-bauxite_hub_signal_messages_total{outcome="denied"} 0
-bauxite_hub_signal_messages_total{outcome="invalid"} 0
-bauxite_hub_signal_messages_total{outcome="offline"} 0
-bauxite_hub_signal_messages_total{outcome="other"} 2
-bauxite_hub_signal_messages_total{outcome="over_rate"} 0
+bauxite_hub_signal_messages_total{outcome="busy"} 1
+bauxite_hub_signal_messages_total{outcome="delivered"} 2
+bauxite_hub_signal_messages_total{outcome="other"} 1
 # HELP bauxite_hub_store_commit_errors_total Batches that could not be written.
 # TYPE bauxite_hub_store_commit_errors_total counter
 bauxite_hub_store_commit_errors_total 1
@@ -274,6 +271,7 @@ func TestInterceptor(t *testing.T) {
 
 	var none *Meters
 	none.Commit(time.Second, 1, nil)
+	none.Signal(0)
 	if err := none.Interceptor().WrapStreamingHandler(func(context.Context, connect.StreamingHandlerConn) error { return nil })(t.Context(), streamConn{}); err != nil {
 		t.Error(err)
 	}

@@ -23,6 +23,7 @@ type Meters struct {
 	requests     *prometheus.CounterVec
 	duration     *prometheus.HistogramVec
 	streams      *prometheus.GaugeVec
+	signals      *prometheus.CounterVec
 	commit       prometheus.Histogram
 	batch        prometheus.Histogram
 	commitErrors prometheus.Counter
@@ -45,6 +46,7 @@ func NewMeters() *Meters {
 		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "bauxite_hub_rpc_streams", Help: "Open streams by procedure.",
 		}, []string{"procedure"}),
+		signals:      prometheus.NewCounterVec(c("signal_messages_total", "Signalling messages by what became of them."), []string{"outcome"}),
 		commit:       prometheus.NewHistogram(h("store_commit_duration_seconds", "Time from the first operation of a batch to its commit on disk.", latency)),
 		batch:        prometheus.NewHistogram(h("store_batch_operations", "Write operations that shared a commit.", prometheus.ExponentialBuckets(1, 2, 9))),
 		commitErrors: prometheus.NewCounter(c("store_commit_errors_total", "Batches that could not be written.")),
@@ -52,7 +54,7 @@ func NewMeters() *Meters {
 }
 
 func (m *Meters) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.joins, m.refusals, m.requests, m.duration, m.streams, m.commit, m.batch, m.commitErrors}
+	return []prometheus.Collector{m.joins, m.refusals, m.requests, m.duration, m.streams, m.signals, m.commit, m.batch, m.commitErrors}
 }
 
 // Commit counts a batch of the store's writer: how long it took, how many
@@ -67,6 +69,27 @@ func (m *Meters) Commit(took time.Duration, ops int, err error) {
 	}
 	m.commit.Observe(took.Seconds())
 	m.batch.Observe(float64(ops))
+}
+
+// Signal counts a signalling message: UNSPECIFIED is one that was delivered.
+func (m *Meters) Signal(reason dispatchv1.UndeliverableReason) {
+	if m == nil {
+		return
+	}
+	outcome := "delivered"
+	if reason != dispatchv1.UndeliverableReason_UNDELIVERABLE_REASON_UNSPECIFIED {
+		outcome = enumLabel(dispatchv1.UndeliverableReason_name, int32(reason), "UNDELIVERABLE_REASON_")
+	}
+	m.signals.WithLabelValues(outcome).Inc()
+}
+
+// enumLabel is an enum's value as a label.
+func enumLabel(names map[int32]string, v int32, prefix string) string {
+	name, known := names[v]
+	if !known {
+		return other
+	}
+	return strings.ToLower(strings.TrimPrefix(name, prefix))
 }
 
 // Interceptor counts calls. It goes before the interceptors that refuse some.
@@ -138,11 +161,7 @@ func reasonOf(err error) string {
 		if !ok || info.GetReason() == dispatchv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
 			continue
 		}
-		name, known := dispatchv1.ErrorReason_name[int32(info.GetReason())]
-		if !known {
-			return other
-		}
-		return strings.ToLower(strings.TrimPrefix(name, "ERROR_REASON_"))
+		return enumLabel(dispatchv1.ErrorReason_name, int32(info.GetReason()), "ERROR_REASON_")
 	}
 	return ""
 }

@@ -120,6 +120,7 @@ func (a *API) remove(ctx context.Context, id identity.PeerID, why string) error 
 func (a *API) dropped(id identity.PeerID) {
 	a.renewals.forget(id)
 	a.gate.cut(id)
+	a.cfg.Reports.Forget(id)
 	if a.cfg.OnRevoke != nil {
 		a.cfg.OnRevoke(id)
 	}

@@ -21,8 +21,8 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
-	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/metrics"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/signal"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/topology"
