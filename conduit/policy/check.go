@@ -194,6 +194,30 @@ func (r *testRun) failure(t *Test, i, j *class, n int) string {
 	return text
 }
 
+// Select returns the nodes that any of the selectors matches; roles are those of
+// the document.
+func (d *Document) Select(nodes []Subject, words []string) ([]Subject, error) {
+	b, err := d.compile()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDocument, err)
+	}
+	var sel selectors
+	for _, w := range words {
+		s, err := b.selector(w)
+		if err != nil {
+			return nil, err
+		}
+		sel = append(sel, s...)
+	}
+	var out []Subject
+	for i := range nodes {
+		if sel.matches(&nodes[i]) {
+			out = append(out, nodes[i])
+		}
+	}
+	return out, nil
+}
+
 // Check runs the document's tests against nodes. The error names each test that
 // does not hold, and each that matches no two nodes.
 func (d *Document) Check(nodes []Subject) error {

@@ -285,3 +285,17 @@ func TestSharpKeys(t *testing.T) {
 		t.Error("not JSON")
 	}
 }
+
+func TestSelect(t *testing.T) {
+	d := sandboxes()
+	nodes := []Subject{subject(1, "cam"), subject(2), subject(3, "stop")}
+	got, err := d.Select(nodes, []string{"role:camera", "name:robot3"})
+	if diff := cmp.Diff([]Subject{nodes[0], nodes[2]}, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	for _, bad := range []string{"role:nobody", "robot1", ""} {
+		if got, err := d.Select(nodes, []string{"*", bad}); err == nil {
+			t.Errorf("selector %q: %v", bad, got)
+		}
+	}
+}
