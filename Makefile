@@ -65,6 +65,10 @@ vuln: ## Known vulnerabilities that the binaries reach; needs the network.
 package: ## Debian packages of the hub, amd64 and arm64, into dist.
 	@$(BX) package
 
-.PHONY: lab bench chaos
-lab bench chaos: ## (no content yet)
+.PHONY: chaos
+chaos: ## Kill the hub under load CHAOS_KILLS times (default 1000); CHAOS_SEED repeats a plan.
+	@go run ./lab/cmd/chaos
+
+.PHONY: lab bench
+lab bench: ## (no content yet)
 	@$(BX) absent $@

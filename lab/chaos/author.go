@@ -5,13 +5,12 @@ package chaos
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 )
 
 // author changes the policy: he alone does, so his changes are in order.
-func (l *load) author(ctx context.Context, _ *rand.Rand) {
+func (l *load) author(ctx context.Context) {
 	l.mu.Lock()
 	off := l.unserved[opPolicyPropose] || l.unserved[opPolicyActivate]
 	l.newest = 0
@@ -20,7 +19,6 @@ func (l *load) author(ctx context.Context, _ *rand.Rand) {
 	}
 	l.mu.Unlock()
 	if off || !l.readSource(ctx) {
-		<-ctx.Done()
 		return
 	}
 	active := []int64{l.base.active} // what may be in force: the last answered, and later ones
@@ -34,7 +32,6 @@ func (l *load) author(ctx context.Context, _ *rand.Rand) {
 			break
 		}
 	}
-	<-ctx.Done()
 }
 
 // readSource reads the policy that the mesh began with.
@@ -62,7 +59,15 @@ func (l *load) propose(source string) (version uint64, ok bool) {
 		version = res.GetVersion()
 		return err
 	})
-	o := &op{kind: opPolicyPropose, check: func(o *op, _, after *state) (bool, string) {
+	entry := func(_, after *state) string {
+		for v, s := range after.sources {
+			if s == source {
+				return fmt.Sprintf("policy.propose %d", v)
+			}
+		}
+		return ""
+	}
+	o := &op{kind: opPolicyPropose, entry: entry, check: func(o *op, _, after *state) (bool, string) {
 		for v, s := range after.sources {
 			if s == source {
 				if o.out == acked && uint64(v) != version {
@@ -97,7 +102,8 @@ func (l *load) activate(version uint64, may []int64) ([]int64, bool) {
 	l.mu.Lock()
 	l.active = allowed
 	l.mu.Unlock()
-	l.record(&op{kind: opPolicyActivate, check: func(o *op, before, after *state) (bool, string) {
+	entry := func(_, _ *state) string { return fmt.Sprintf("policy.activate %d", version) }
+	l.record(&op{kind: opPolicyActivate, entry: entry, check: func(o *op, before, after *state) (bool, string) {
 		if after.active == before.active && o.out != acked {
 			return false, ""
 		}

@@ -94,6 +94,7 @@ type Report struct {
 	Resumes     int               `json:"resumes"`
 	Snapshots   int               `json:"snapshots_after_the_first"`
 	Digests     int               `json:"digests_compared"`
+	Admissions  int               `json:"certificates_tried"`
 	Failures    []string          `json:"failures,omitempty"`
 	DataDir     string            `json:"data_directory,omitempty"`
 }
@@ -301,9 +302,10 @@ func (rep *Report) WriteText(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "chaos: %d kills (%v) and %d interrupted first starts in %.0f s, seed %d\n"+
 		"  start after a kill: p50 %.0f ms, p99 %.0f ms, max %.0f ms\n"+
 		"  %d nodes, rv %d, %d audit entries\n"+
-		"  %d watchers resumed %d times, %d snapshots after the first, %d digests equal to the database\n",
+		"  %d watchers resumed %d times, %d snapshots after the first, %d digests compared with the database\n"+
+		"  %d certificates of nodes tried, revoked ones among them\n",
 		rep.Kills, rep.ByMoment, rep.FirstStarts, rep.Seconds, rep.Seed, rep.StartP50, rep.StartP99, rep.StartMax,
-		rep.Nodes, rep.RV, rep.AuditSeq, rep.Watchers, rep.Resumes, rep.Snapshots, rep.Digests)
+		rep.Nodes, rep.RV, rep.AuditSeq, rep.Watchers, rep.Resumes, rep.Snapshots, rep.Digests, rep.Admissions)
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
@@ -40,6 +42,9 @@ const (
 	// any more.
 	maxServed = 300
 	tokenUses = 12
+	maxOpen   = 50
+	// idle is the pause of whoever finds nothing to do.
+	idle = 2 * time.Millisecond
 )
 
 // sites are the scopes that nodes are spread over; the first is the default one.
@@ -56,6 +61,8 @@ type op struct {
 	// check compares the database before and after the round. It returns a problem
 	// where the operation is half there, or not as it was acknowledged.
 	check func(o *op, before, after *state) (landed bool, problem string)
+	// entry is the action and the target of its audit entry, once it has landed.
+	entry func(before, after *state) string
 	join  *machine // of a join, to send it again
 }
 
@@ -68,12 +75,15 @@ type token struct {
 
 // machine is one that joins.
 type machine struct {
-	key ed25519.PrivateKey
-	req *dispatchv1.ProvisionRequest
-	tok *token
-	res *dispatchv1.ProvisionResponse // of the newest answer
-	sub string
+	priv ed25519.PrivateKey
+	req  *dispatchv1.ProvisionRequest
+	tok  *token
+	res  *dispatchv1.ProvisionResponse // of the newest answer
+	sub  string
 }
+
+// key is how the database's states name the machine.
+func (m *machine) key() string { return strings.TrimPrefix(m.sub, "node:") }
 
 // load makes the operations.
 type load struct {
@@ -90,14 +100,15 @@ type load struct {
 	ops      []*op
 	again    []*machine
 	unserved map[string]bool
-	watchers map[string]bool // subjects that nobody touches
-	newest   uint64          // policy version, as the author knows it
+	machines map[string]*machine // by subject, with certificates that were handed out
+	watchers map[string]bool     // subjects that nobody touches
+	newest   uint64              // policy version, as the author knows it
 	source   string
 	active   []int64 // versions of which one must be in force; nil is the one before
 }
 
 func newLoad(c *clients, seed uint64) *load {
-	return &load{c: c, seed: seed, watchers: make(map[string]bool), unserved: make(map[string]bool), served: make(map[string]int)}
+	return &load{c: c, seed: seed, watchers: make(map[string]bool), unserved: make(map[string]bool), machines: make(map[string]*machine), served: make(map[string]int)}
 }
 
 // prepare makes the first tokens.
@@ -130,34 +141,41 @@ func (l *load) newWatcher(i int) (*watcher, error) {
 func (l *load) run(ctx context.Context, round int, base *state) *sync.WaitGroup {
 	l.mu.Lock()
 	l.base, l.ops, l.used, l.active = base, nil, make(map[string]bool), nil
+	for _, m := range l.again {
+		l.used[m.sub] = true
+	}
 	l.pool = l.pool[:0]
 	clear(l.served)
 	for key, n := range base.nodes {
 		if n.served {
 			l.served[n.site]++
 		}
-		if !l.watchers["node:"+key] {
+		if !l.watchers["node:"+key] && n.state == "active" {
 			l.pool = append(l.pool, key)
 		}
 	}
 	slices.Sort(l.pool) // the order of a map is not that of the seed
 	l.mu.Unlock()
 	var wg sync.WaitGroup
-	worker := func(i int, step func(context.Context, *rand.Rand)) {
-		rng := rand.New(rand.NewPCG(l.seed, uint64(round)<<8|uint64(i)))
+	workers := 0
+	worker := func(step func(*rand.Rand) bool) {
+		workers++
+		rng := rand.New(rand.NewPCG(l.seed, uint64(round)<<8|uint64(workers)))
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				step(ctx, rng)
+				if !step(rng) {
+					wait(ctx, idle)
+				}
 			}
 		})
 	}
-	for i := range joiners {
-		worker(i, func(_ context.Context, rng *rand.Rand) { l.joiner(rng) })
+	for range joiners {
+		worker(l.joiner)
 	}
-	for i := range operators {
-		worker(joiners+i, func(_ context.Context, rng *rand.Rand) { l.operator(rng) })
+	for range operators {
+		worker(l.operator)
 	}
-	worker(joiners+operators, l.author)
+	wg.Go(func() { l.author(ctx) })
 	return &wg
 }
 
@@ -217,7 +235,7 @@ func (l *load) machine(k *token) (*machine, error) {
 	if n%4 == 0 {
 		name = "robot" // the hub has to find a free one
 	}
-	return &machine{key: key, tok: k, sub: "node:" + hex.EncodeToString(pub), req: &dispatchv1.ProvisionRequest{
+	return &machine{priv: key, tok: k, sub: "node:" + hex.EncodeToString(pub), req: &dispatchv1.ProvisionRequest{
 		Token: k.text, Csr: csr, X25519PublicKey: x.PublicKey().Bytes(), Name: name,
 		Facts: &dispatchv1.NodeFacts{Hostname: name, Os: "linux", Arch: "arm64", Version: "chaos"},
 	}}, nil
@@ -225,7 +243,7 @@ func (l *load) machine(k *token) (*machine, error) {
 
 // certificate is the machine's newest, for TLS.
 func (m *machine) certificate() tls.Certificate {
-	c := tls.Certificate{PrivateKey: m.key}
+	c := tls.Certificate{PrivateKey: m.priv}
 	for rest := m.res.GetNodeCrt(); ; {
 		var p *pem.Block
 		if p, rest = pem.Decode(rest); p == nil {
@@ -257,19 +275,31 @@ func (l *load) join(m *machine) *op {
 		m.res, err = client.Provision(ctx, m.req)
 		return err
 	})
-	return l.record(&op{kind: opJoin, subject: m.sub, join: m, check: checkJoin}, out, err)
+	o := &op{kind: opJoin, subject: m.sub, join: m, check: checkJoin, entry: func(before, after *state) string {
+		key := m.key()
+		action := "node.join "
+		if before.nodes[key] != nil {
+			action = "node.rejoin "
+		}
+		return action + after.nodes[key].id
+	}}
+	if out == acked {
+		l.mu.Lock()
+		l.machines[m.sub] = m
+		l.mu.Unlock()
+	}
+	return l.record(o, out, err)
 }
 
 // joiner lets one machine join; those come first whose last attempt had no answer.
-func (l *load) joiner(rng *rand.Rand) {
+// Like operator it returns false where there is nothing to do or nobody to do it.
+func (l *load) joiner(rng *rand.Rand) bool {
 	l.mu.Lock()
 	var m *machine
 	if n := len(l.again); n > 0 {
 		m, l.again = l.again[n-1], l.again[:n-1]
-		l.used[m.sub] = true
 		l.mu.Unlock()
-		l.join(m)
-		return
+		return l.join(m).out != unsent
 	}
 	var open []*token
 	for _, k := range l.tokens {
@@ -279,8 +309,7 @@ func (l *load) joiner(rng *rand.Rand) {
 	}
 	if len(open) == 0 {
 		l.mu.Unlock()
-		l.operator(rng)
-		return
+		return l.operator(rng)
 	}
 	k := open[rng.IntN(len(open))]
 	k.left--
@@ -288,9 +317,9 @@ func (l *load) joiner(rng *rand.Rand) {
 	l.mu.Unlock()
 	m, err := l.machine(k)
 	if err != nil {
-		return
+		return false
 	}
-	l.join(m)
+	return l.join(m).out != unsent
 }
 
 func (l *load) createToken() *op {
@@ -310,6 +339,7 @@ func (l *load) createToken() *op {
 		}
 		return err
 	})
+	o.entry = func(_, after *state) string { return "token.create " + after.byTag[k.tag].id }
 	o.check = func(o *op, _, after *state) (bool, string) {
 		row := after.byTag[k.tag]
 		switch {
@@ -331,28 +361,34 @@ func (l *load) createToken() *op {
 
 // operator does one thing to a token or a node. Revocations and deletions hold
 // against the joins, so that the fleet keeps its size.
-func (l *load) operator(rng *rand.Rand) {
+func (l *load) operator(rng *rand.Rand) bool {
 	l.mu.Lock()
 	crowded := len(l.pool) > len(sites)*maxServed*2/3
+	open := 0
+	for _, k := range l.tokens {
+		if k.left > 0 && !k.closed {
+			open++
+		}
+	}
 	l.mu.Unlock()
 	switch p := rng.IntN(10); {
-	case p < 3 && !crowded:
-		l.createToken()
+	case p < 3 && open < maxOpen:
+		return l.createToken().out != unsent
 	case p < 4:
-		l.revokeToken(rng)
+		return l.revokeToken(rng)
 	case p < 6 && !crowded:
-		l.onNode(rng, opNodeUpdate, l.updateNode)
-	case p < 8:
-		l.onNode(rng, opNodeRevoke, l.revokeNode)
+		return l.onNode(rng, opNodeUpdate, l.updateNode)
+	case p < 7:
+		return l.onNode(rng, opNodeRevoke, l.revokeNode)
 	default:
-		l.onNode(rng, opNodeDelete, l.deleteNode)
+		return l.onNode(rng, opNodeDelete, l.deleteNode)
 	}
 }
 
-func (l *load) revokeToken(rng *rand.Rand) {
+func (l *load) revokeToken(rng *rand.Rand) bool {
 	l.mu.Lock()
 	var k *token
-	if n := len(l.tokens); n > 2*len(sites) {
+	if n := len(l.tokens); n > 2*len(sites) && !l.unserved[opTokenRevoke] {
 		k = l.tokens[rng.IntN(n)]
 		// A token that was made in this round may still be lost with its answer.
 		if k.closed || l.base.tokens[k.id] == nil || !l.take("token:"+k.tag) {
@@ -363,13 +399,14 @@ func (l *load) revokeToken(rng *rand.Rand) {
 	}
 	l.mu.Unlock()
 	if k == nil {
-		return
+		return false
 	}
 	out, err := l.call(func(ctx context.Context) error {
 		_, err := l.c.fleet.RevokeToken(ctx, &dispatchv1.RevokeTokenRequest{Id: k.id})
 		return err
 	})
-	l.record(&op{kind: opTokenRevoke, subject: "token:" + k.tag, check: func(_ *op, before, after *state) (bool, string) {
+	entry := func(_, _ *state) string { return "token.revoke " + k.id }
+	return l.record(&op{kind: opTokenRevoke, subject: "token:" + k.tag, entry: entry, check: func(_ *op, before, after *state) (bool, string) {
 		row := after.tokens[k.id]
 		switch {
 		case row == nil:
@@ -378,7 +415,7 @@ func (l *load) revokeToken(rng *rand.Rand) {
 			return false, "token " + k.id + " is not revoked, but changed"
 		}
 		return row.revoked, ""
-	}}, out, err)
+	}}, out, err).out != unsent
 }
 
 // AllOps are the operations that the load is made of.

@@ -14,23 +14,23 @@ import (
 )
 
 // onNode picks a node that nobody has touched in this round.
-func (l *load) onNode(rng *rand.Rand, kind string, f func(*nodeRow, *op) (outcome, error)) {
+func (l *load) onNode(rng *rand.Rand, kind string, f func(*nodeRow, *op) (outcome, error)) bool {
 	l.mu.Lock()
 	if len(l.pool) == 0 || l.unserved[kind] {
 		l.mu.Unlock()
-		return
+		return false
 	}
 	key := l.pool[rng.IntN(len(l.pool))]
 	row := l.base.nodes[key]
 	sub := "node:" + key
-	ok := (row.state == "active" || kind == opNodeDelete) && l.take(sub)
+	ok := l.take(sub)
 	l.mu.Unlock()
 	if !ok {
-		return
+		return false
 	}
-	o := &op{kind: kind, subject: sub}
+	o := &op{kind: kind, subject: sub, entry: func(_, _ *state) string { return kind + " " + row.id }}
 	out, err := f(row, o)
-	l.record(o, out, err)
+	return l.record(o, out, err).out != unsent
 }
 
 func (l *load) updateNode(row *nodeRow, o *op) (outcome, error) {
@@ -123,11 +123,11 @@ func rawID(id string) []byte {
 
 func checkJoin(o *op, before, after *state) (bool, string) {
 	m := o.join
-	n := after.nodes[m.sub[len("node:"):]]
+	n := after.nodes[m.key()]
 	if n == nil {
 		return false, ""
 	}
-	old := before.nodes[m.sub[len("node:"):]]
+	old := before.nodes[m.key()]
 	switch {
 	case n.token != m.tok.id || n.tags != m.tok.tag || len(n.certs) == 0:
 		return true, fmt.Sprintf("node %s is there by half: %s, certificates %v", n.id, n.text, n.certs)

@@ -5,7 +5,9 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -73,6 +75,7 @@ func (r *runner) round(ctx context.Context) error {
 	}
 	if p.calm {
 		r.compare(ctx)
+		r.admission(ctx)
 	}
 	lctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -190,19 +193,35 @@ func (r *runner) compare(ctx context.Context) {
 		if n := r.db.byID[w.id]; n != nil {
 			site = n.site
 		}
-		if err := w.waitFor(ctx, uint64(r.db.rv)); err != nil {
-			r.fail("after the restart: %v", err)
-			continue
-		}
 		r.rep.Digests++
-		if have, want := w.digest(), r.db.digest(site, w.id); have != want {
-			r.fail("watcher %s sees %s, database has %s", w.id[:8], have, want)
+		if err := w.waitFor(ctx, r.db.digest(site, w.id)); err != nil {
+			r.fail("after the restart: %v", err)
 		}
 	}
 }
 
-// finish compares everything once more on a hub that is left alone, and lets a
-// node of every site use the certificate that it was given.
+// admission lets machines use the certificates that they were given: those whose
+// revocation or deletion is in the database are refused, the others are served.
+func (r *runner) admission(ctx context.Context) {
+	subjects := slices.Sorted(maps.Keys(r.load.machines))
+	for range min(4, len(subjects)) {
+		sub := subjects[r.rng.IntN(len(subjects))]
+		m := r.load.machines[sub]
+		n := r.db.nodes[sub[len("node:"):]]
+		cert := m.certificate()
+		hc, done := r.load.c.node(&cert)
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		_, err := dispatchv1connect.NewPolicyServiceClient(hc, r.load.c.url()).GetPolicy(ctx, &dispatchv1.GetPolicyRequest{})
+		cancel()
+		done()
+		if want := n != nil && n.state == "active"; want != (err == nil) {
+			r.fail("certificate of %s: may use it %v, got %v", m.res.GetNodeId(), want, err)
+		}
+		r.rep.Admissions++
+	}
+}
+
+// finish compares everything once more on a hub that is left alone.
 func (r *runner) finish(ctx context.Context) error {
 	if err := r.start(ctx, false); err != nil {
 		return err
@@ -211,6 +230,7 @@ func (r *runner) finish(ctx context.Context) error {
 		w.connect()
 	}
 	r.compare(ctx)
+	r.admission(ctx)
 	for _, w := range r.watchers {
 		w.disconnect()
 		r.verify("topology", w.takeProblems())

@@ -85,6 +85,9 @@ func (r *runner) verifyOps(ops []*op, before, after *state) {
 			}
 		case refused:
 			c.Refused++
+			if landed && (o.kind != opJoin || before.nodes[o.join.key()] == nil) {
+				r.fail("%s of %s was refused (%v) and is there", o.kind, o.subject, o.err)
+			}
 		case unserved:
 			c.Unserved++
 		case unsent: // never recorded
@@ -169,18 +172,34 @@ func (r *runner) verifyPolicy(before, after *state) {
 	}
 }
 
-// verifyAudit demands an entry for each operation that landed.
+// verifyAudit demands exactly one entry for each operation that landed, and none
+// besides.
 func (r *runner) verifyAudit(ops []*op, before, after *state) {
-	if after.auditSeq == 0 {
-		return // a hub without an audit log
+	entries := make(map[string]int)
+	for _, a := range after.newAudit {
+		entries[a.action+" "+a.target]++
 	}
-	landed := 0
 	for _, o := range ops {
-		if was, _ := o.check(o, before, after); was && o.out != refused && o.out != unserved && (o.kind != opJoin || before.nodes[o.subject[len("node:"):]] == nil) {
-			landed++
+		if o.entry == nil || o.out == refused || o.out == unserved {
+			continue
+		}
+		if landed, _ := o.check(o, before, after); !landed {
+			continue
+		}
+		key := o.entry(before, after)
+		switch {
+		case key == "":
+		case entries[key] > 0:
+			entries[key]--
+		// A machine that came again may have been there before this round.
+		case o.kind == opJoin && o.out == lost && strings.HasPrefix(key, "node.rejoin"):
+		default:
+			r.fail("%s landed, but the audit log has no %q", o.kind, key)
 		}
 	}
-	if n := len(after.newAudit); n < landed {
-		r.fail("%d changes have %d audit entries", landed, n)
+	for key, n := range entries {
+		if n > 0 {
+			r.fail("audit log has %d of %q for which nothing was done", n, key)
+		}
 	}
 }

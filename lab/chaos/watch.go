@@ -195,19 +195,21 @@ func deny(denials map[string]bool, ds []*dispatchv1.Denial) {
 	}
 }
 
-// waitFor waits until the watcher, on the present stream, is at rv or later.
-func (w *watcher) waitFor(ctx context.Context, rv uint64) error {
+// waitFor waits until the watcher is in step on the present stream and sees what
+// want describes. Where a scope has no news, its watchers stay at an older rv, so
+// that says nothing.
+func (w *watcher) waitFor(ctx context.Context, want string) error {
 	for {
 		w.mu.Lock()
-		ok, at, wake := w.synced && w.rv >= rv, w.rv, w.wake
+		ok, have, at, wake := w.synced, w.digestLocked(), w.rv, w.wake
 		w.mu.Unlock()
-		if ok {
+		if ok && have == want {
 			return nil
 		}
 		select {
 		case <-wake:
 		case <-ctx.Done():
-			return fmt.Errorf("watcher %s stays at rv %d, want %d", w.id[:8], at, rv)
+			return fmt.Errorf("watcher %s (in step: %v, rv %d) sees %s, database has %s", w.id[:8], ok, at, have, want)
 		}
 	}
 }
@@ -219,10 +221,8 @@ func (w *watcher) at() (epoch, rv uint64) {
 	return w.epoch, w.rv
 }
 
-// digest is that of state.digest.
-func (w *watcher) digest() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// digestLocked is state.digest as the watcher sees it.
+func (w *watcher) digestLocked() string {
 	var lines []string
 	for id, l := range w.peers {
 		if id != w.id {
