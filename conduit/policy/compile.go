@@ -30,7 +30,7 @@ func (b *book) selector(word string) (selectors, error) {
 				return b.roles[i].members, nil
 			}
 		}
-		return nil, fmt.Errorf("selector %q: no such role", word)
+		return nil, fmt.Errorf("%w %q: no such role", ErrSelector, word)
 	}
 	s, err := parseSelector(word)
 	return selectors{s}, err
@@ -51,11 +51,11 @@ func parseSelector(s string) (selector, error) {
 			err = errors.New("the zero peer id names nobody")
 		}
 		if err != nil {
-			return selector{}, fmt.Errorf("selector %q: %w", s, err)
+			return selector{}, fmt.Errorf("%w %q: %w", ErrSelector, s, err)
 		}
 		return selector{id: id}, nil
 	}
-	return selector{}, fmt.Errorf("selector %q: want *, name:NAME, tag:TAG, role:ROLE or node:PEERID", s)
+	return selector{}, fmt.Errorf("%w %q: want *, name:NAME, tag:TAG, role:ROLE or node:PEERID", ErrSelector, s)
 }
 
 func (s *selector) matches(n *Subject) bool {

@@ -34,8 +34,13 @@ const (
 	MaxRoles     = 256
 )
 
-// ErrDocument is returned for a document that cannot be put into force.
-var ErrDocument = errors.New("bad policy")
+// Errors of policies and their parts.
+var (
+	// ErrDocument is returned for a document that cannot be put into force.
+	ErrDocument = errors.New("bad policy")
+	// ErrSelector is returned for a word that names no nodes.
+	ErrSelector = errors.New("selector")
+)
 
 // Document is a policy as people write it and the hub stores it.
 type Document struct {
