@@ -121,6 +121,21 @@ func dataDir(c *cli.Context) (string, error) {
 	return "", usagef("--data DIR is missing")
 }
 
+// version is set by the linker where a package is built from the tree, which the
+// go command does not know the version of.
+var version string
+
+// programVersion returns the version, "(devel)" where nobody gave one.
+func programVersion() string {
+	if version != "" {
+		return version
+	}
+	if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
+		return bi.Main.Version
+	}
+	return "(devel)"
+}
+
 func versionCommand() *cli.Command {
 	return &cli.Command{
 		Name: "version", Usage: "print the version", Flags: []cli.Flag{jsonFlag()},
@@ -131,11 +146,8 @@ func versionCommand() *cli.Command {
 				Go       string `json:"go"`
 				OS       string `json:"os"`
 				Arch     string `json:"arch"`
-			}{"(devel)", "", runtime.Version(), runtime.GOOS, runtime.GOARCH}
+			}{programVersion(), "", runtime.Version(), runtime.GOOS, runtime.GOARCH}
 			if bi, ok := debug.ReadBuildInfo(); ok {
-				if bi.Main.Version != "" {
-					v.Version = bi.Main.Version
-				}
 				for _, s := range bi.Settings {
 					if s.Key == "vcs.revision" {
 						v.Revision = s.Value

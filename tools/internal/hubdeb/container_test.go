@@ -115,7 +115,7 @@ func TestBinaryServesInEmptyRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !step.NewRunner(t.Output()).Run(t.Context(), "build", func(ctx context.Context, log *step.Log) error {
-		return Binary(ctx, log, root(t), filepath.Join(dir, "bauxite-dispatch"), "linux", runtime.GOARCH)
+		return Binary(ctx, log, root(t), filepath.Join(dir, "bauxite-dispatch"), "linux", runtime.GOARCH, "")
 	}) {
 		t.FailNow()
 	}

@@ -52,13 +52,13 @@ func Build(ctx context.Context, log *step.Log, root, out, arch string) (string, 
 	defer os.RemoveAll(tmp)
 	b := &builder{root: root, arch: arch, log: log, pkg: deb.Package{Time: mtime, Scripts: map[string][]byte{}}}
 	binary := filepath.Join(tmp, "target", name)
-	if err := Binary(ctx, log, root, binary, "linux", arch); err != nil {
+	if err := Binary(ctx, log, root, binary, "linux", arch, "v"+version); err != nil {
 		return "", err
 	}
 	host := binary
 	if runtime.GOOS != "linux" || runtime.GOARCH != arch {
 		host = filepath.Join(tmp, "host", name)
-		if err := Binary(ctx, log, root, host, runtime.GOOS, runtime.GOARCH); err != nil {
+		if err := Binary(ctx, log, root, host, runtime.GOOS, runtime.GOARCH, "v"+version); err != nil {
 			return "", err
 		}
 	}
@@ -85,13 +85,18 @@ func Build(ctx context.Context, log *step.Log, root, out, arch string) (string, 
 }
 
 // Binary builds the hub of the tree at root into the file to: static, so that
-// it runs on any Linux and in an empty container, and without debug tables.
-func Binary(ctx context.Context, log *step.Log, root, to, goos, arch string) error {
+// it runs on any Linux and in an empty container, and without debug tables. version
+// is what it calls itself, empty for what the go command knows.
+func Binary(ctx context.Context, log *step.Log, root, to, goos, arch, version string) error {
 	c := step.Cmd{
 		Dir: filepath.Join(root, "dispatch"),
 		Env: []string{"CGO_ENABLED=0", "GOOS=" + goos, "GOARCH=" + arch, "GOWORK="},
 	}
-	return c.Run(ctx, log, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", to, "./cmd/"+name)
+	flags := "-s -w"
+	if version != "" {
+		flags += " -X " + repo.Prefix + "/dispatch/internal/cli.version=" + version
+	}
+	return c.Run(ctx, log, "go", "build", "-buildvcs=auto", "-trimpath", "-ldflags="+flags, "-o", to, "./cmd/"+name)
 }
 
 // version returns the package's version and the time of what is in it. What is

@@ -96,7 +96,8 @@ func TestPackage(t *testing.T) {
 
 	t.Run("static", func(t *testing.T) { static(t, binary) })
 	t.Run("runs", func(t *testing.T) {
-		if out := output(t, binary, "version"); !strings.HasPrefix(out, "bauxite-dispatch ") {
+		version := strings.Split(filepath.Base(file), "_")[1]
+		if out := output(t, binary, "version"); !strings.HasPrefix(out, "bauxite-dispatch v"+version+" ") {
 			t.Errorf("version = %q", out)
 		}
 	})
