@@ -52,6 +52,8 @@ var exits = []exit{
 	{22, []error{join.ErrNoPSK}, "join: the pre-shared key must come from a file", "get the file from the operator and run the same command with --psk-file FILE"},
 	{23, []error{join.ErrName}, "join: the node name cannot be had", "choose another one with --name"},
 	{24, []error{join.ErrRefused}, "join: the hub refused for another reason", "ask the hub's operator, who finds the reason in the hub's log"},
+	{25, []error{join.ErrPending}, "join: the node waits for approval; the same command goes on", "let an administrator approve it on the hub with: bauxite-dispatch node approve NAME; then run the same command again"},
+	{26, []error{join.ErrCSRRequired}, "join: the token wants nodes that make their own key", "run the same command without --hub-key"},
 	{30, []error{home.ErrNotJoined}, "this machine has not joined", "run: bauxite join TOKEN HUB_URL"},
 	{31, []error{home.ErrInUse}, "the home directory is in use by another process", "stop the running bauxite first, or choose another place with --home"},
 	{32, []error{config.ErrConfig}, "config.toml is wrong", "mend config.toml at the place that is named"},

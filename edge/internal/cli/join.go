@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -29,6 +30,8 @@ func (a *App) joinCommand() *cli.Command {
 			&cli.BoolFlag{Name: "force", Usage: "replace the identity that is there"},
 			&cli.StringFlag{Name: "token-file", Usage: "read the token from `FILE`, and leave TOKEN out"},
 			&cli.StringFlag{Name: "proxy", Usage: "HTTP proxy `URL` to the hub, kept for the node; or none (default: HTTPS_PROXY and NO_PROXY, each time)"},
+			&cli.BoolFlag{Name: "hub-key", Usage: "let the hub make the first key, which this machine replaces at once"},
+			&cli.DurationFlag{Name: "wait", Value: 10 * time.Minute, Usage: "wait `D` for an administrator's approval, where the token wants one"},
 			&cli.StringFlag{Name: "psk-file", Usage: "`FILE` with the mesh's pre-shared key, where the hub does not have it"},
 		},
 		Action: a.join,
@@ -51,7 +54,8 @@ func (a *App) join(c *cli.Context) error {
 	res, err := join.Run(c.Context, join.Config{
 		Token: token, HubURL: hubURL, Home: dir, Version: Version(),
 		Name: c.String("name"), Force: c.Bool("force"), PSKFile: c.String("psk-file"),
-		Proxy: c.String("proxy"),
+		Proxy: c.String("proxy"), HubKey: c.Bool("hub-key"), Wait: c.Duration("wait"),
+		Progress: func(text string) { fmt.Fprintf(a.Stderr, "bauxite: %s\n", oneLine(text)) },
 	})
 	if err != nil {
 		return err

@@ -114,6 +114,10 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": cmdCode, "token": cmdToken, "waitfor": cmdWaitFor, "nopsk": cmdNoPSK,
+			"pending": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Value("hub").(*hubtest.Hub).SetPending(args[0] == "on")
+			},
+			"stophub": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Value("hub").(*hubtest.Hub).Stop() },
 		},
 	})
 }

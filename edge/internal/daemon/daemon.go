@@ -24,6 +24,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/tun"
 	"github.com/bauxite-mesh/bauxite/edge/internal/config"
 	"github.com/bauxite-mesh/bauxite/edge/internal/home"
+	"github.com/bauxite-mesh/bauxite/edge/internal/join"
 	"github.com/bauxite-mesh/bauxite/edge/internal/local"
 	"github.com/bauxite-mesh/bauxite/edge/internal/logging"
 )
@@ -83,6 +84,11 @@ func (d Deps) withDefaults() Deps {
 
 // Run is `bauxite run`. It returns nil after ctx ended.
 func Run(ctx context.Context, cfg Config, deps Deps) error {
+	if home.HalfJoined(cfg.Home) {
+		if err := join.Resume(ctx, cfg.Home); err != nil {
+			return err
+		}
+	}
 	lock, err := home.TakeLock(cfg.Home)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %s does not exist", home.ErrNotJoined, cfg.Home)

@@ -41,3 +41,17 @@ func FuzzParseState(f *testing.F) {
 		}
 	})
 }
+
+func FuzzParseHalfway(f *testing.F) {
+	for _, s := range []string{`{"recovery_id":"AAAAAAAAAAAAAAAAAAAAAA==","generation":2}`, `{}`, `[`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		switch h, err := parseHalfway(text); {
+		case err != nil && !errors.Is(err, ErrIdentity):
+			t.Errorf("error %v", err)
+		case err == nil && len(h.Attempt) != 16:
+			t.Errorf("attempt of %d bytes", len(h.Attempt))
+		}
+	})
+}

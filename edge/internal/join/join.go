@@ -50,11 +50,16 @@ var (
 	ErrProxy = errors.New("bad proxy")
 	// ErrAnswer: what the hub sent contradicts the token or our keys.
 	ErrAnswer = errors.New("the hub's answer is not valid")
+	// ErrPending: an administrator has to approve the node. The keys stay, and the
+	// same command goes on waiting.
+	ErrPending = errors.New("the node waits for approval")
+	// ErrCSRRequired: the token wants nodes that make their own key.
+	ErrCSRRequired = errors.New("the join token allows only nodes that make their own key")
 	// ErrNoPSK: the operator keeps the pre-shared key, and none was given.
 	ErrNoPSK = errors.New("this mesh needs its pre-shared key from a file")
 )
 
-// Timeout bounds the whole conversation with the hub.
+// Timeout bounds one conversation with the hub.
 const Timeout = 30 * time.Second
 
 // Config is what to join, and where to put it.
@@ -68,6 +73,12 @@ type Config struct {
 	Version string // of this program, told to the hub
 	// Proxy is hub.proxy of config.toml, where it is written if it is not empty.
 	Proxy string
+	// HubKey lets the hub make the Ed25519 key, which is then replaced at once.
+	HubKey bool
+	// Wait is how long to wait for an approval; zero means not at all.
+	Wait time.Duration
+	// Progress, which may be nil, is told in a sentence what takes its time.
+	Progress func(string)
 	// DialContext replaces the dialler in tests; nil means net.Dialer.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -101,25 +112,45 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 			return nil, err
 		}
 	}
-	st, err := home.Stage(cfg.Home, "join "+token.ID, cfg.Force)
+	purpose := "join " + token.ID
+	if cfg.HubKey {
+		purpose += " hub-key"
+	}
+	st, err := home.Stage(cfg.Home, purpose, cfg.Force)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, Timeout)
-	defer cancel()
-	res, err := redeem(ctx, cfg, token, u, psk, st)
+	half, err := st.Halfway()
+	var res *Result
+	switch {
+	case err != nil:
+	case half != nil:
+		cfg.tell("continuing: the key that the hub made is replaced")
+		res, err = rekey(ctx, st, half)
+	default:
+		res, err = redeem(ctx, cfg, token, u, psk, st)
+	}
 	// The keys that the hub may know already must not be lost.
-	keep := errors.Is(err, ErrInterrupted) || errors.Is(err, ErrNoPSK) || errors.Is(err, context.Canceled)
+	keep := errors.Is(err, ErrInterrupted) || errors.Is(err, ErrPending) || errors.Is(err, ErrNoPSK) || errors.Is(err, context.Canceled)
 	if cerr := st.Close(keep); err == nil {
 		err = cerr
 	}
 	return res, err
 }
 
+func (c *Config) tell(text string) {
+	if c.Progress != nil {
+		c.Progress(text)
+	}
+}
+
 func redeem(ctx context.Context, cfg Config, token identity.Token, u *url.URL, psk []byte, st *home.Staging) (*Result, error) {
-	csr, err := st.Keys.CSR()
-	if err != nil {
-		return nil, err
+	var csr []byte
+	var err error
+	if !cfg.HubKey {
+		if csr, err = st.Keys.CSR(); err != nil {
+			return nil, err
+		}
 	}
 	host, _ := os.Hostname()
 	proxy, err := config.ParseProxy(cfg.Proxy)
@@ -127,14 +158,22 @@ func redeem(ctx context.Context, cfg Config, token identity.Token, u *url.URL, p
 		return nil, err
 	}
 	c := &client{token: token, url: u, dial: cfg.DialContext, proxy: proxy}
-	ans, err := c.provision(ctx, &dispatchv1.ProvisionRequest{
-		Token: token.String(), Csr: csr, X25519PublicKey: st.Keys.X25519.PublicKey().Bytes(), Name: cfg.Name,
+	ans, err := cfg.approved(ctx, c, &dispatchv1.ProvisionRequest{
+		Token: token.String(), Csr: csr, GenerateKey: cfg.HubKey, X25519PublicKey: st.Keys.X25519.PublicKey().Bytes(), Name: cfg.Name,
 		Facts: &dispatchv1.NodeFacts{Hostname: host, Os: runtime.GOOS, Arch: runtime.GOARCH, Version: cfg.Version},
 	})
 	if err != nil {
 		return nil, err
 	}
-	res, err := check(ans, token, c.root, c.meshID, st.Keys, time.Now())
+	keys := st.Keys
+	if cfg.HubKey {
+		ed, err := parseHubKey(ans.GetNodeKey())
+		if err != nil {
+			return nil, err
+		}
+		keys = &identity.Keys{Ed25519: ed, X25519: st.Keys.X25519}
+	}
+	res, err := check(ans, token, c.root, c.meshID, keys, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -153,11 +192,20 @@ func redeem(ctx context.Context, cfg Config, token identity.Token, u *url.URL, p
 	if err != nil {
 		return nil, err
 	}
-	return res, st.Commit(home.Files{
+	files := home.Files{
 		CA:          identity.MarshalChainPEM([][]byte{c.root.Raw}),
 		Certificate: identity.MarshalChainPEM(res.Certificate.Chain),
 		PSK:         psk, Config: text, State: home.State{Generation: ans.GetGeneration()},
-	})
+	}
+	if !cfg.HubKey {
+		return res, st.Commit(files)
+	}
+	cfg.tell("the hub made a key; this machine replaces it by its own")
+	half, err := halfway(st, files, ans.GetNodeKey())
+	if err != nil {
+		return nil, err
+	}
+	return rekey(ctx, st, half)
 }
 
 // check believes nothing of the answer that the pinned root or our own keys do
@@ -257,6 +305,10 @@ func refusal(err error) error {
 			return ErrTokenForeign
 		case dispatchv1.ErrorReason_ERROR_REASON_NAME_INVALID:
 			return fmt.Errorf("%w: %.200s", ErrName, ce.Message())
+		case dispatchv1.ErrorReason_ERROR_REASON_CSR_REQUIRED:
+			return ErrCSRRequired
+		case dispatchv1.ErrorReason_ERROR_REASON_APPROVAL_PENDING:
+			return &pending{ce.Message(), time.Duration(info.GetRetryAfterMs()) * time.Millisecond}
 		default:
 			return fmt.Errorf("%w: %.200s", ErrRefused, ce.Message())
 		}

@@ -112,7 +112,7 @@ func TestRefusals(t *testing.T) {
 		refused(t, Config{Token: good().String(), HubURL: h.URL, Name: "Not A Name"}, ErrName)
 	})
 	t.Run("PSKFile", func(t *testing.T) {
-		refused(t, Config{Token: good().String(), HubURL: h.URL, PSKFile: "/nonexistent"}, os.ErrNotExist)
+		refused(t, Config{Token: good().String(), HubURL: h.URL, PSKFile: filepath.Join(t.TempDir(), "none")}, os.ErrNotExist)
 	})
 }
 
