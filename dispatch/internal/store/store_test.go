@@ -78,7 +78,7 @@ func newJoin(token, name string, now time.Time) Join {
 	return Join{TokenID: token, Ed25519: key(32), X25519: key(32), Name: name, Serial: key(16), Now: now, NotAfter: now.Add(time.Hour)}
 }
 
-func TestReopen(t *testing.T) {
+func testReopen(t *testing.T, open opener) {
 	ctx := context.Background()
 	f := open(t, "", testMeta)
 	f.token(t, "k", 9, time.Hour, "b", "a")
@@ -113,7 +113,7 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-func TestEnroll(t *testing.T) {
+func testEnroll(t *testing.T, open opener) {
 	ctx := context.Background()
 	f := open(t, "", testMeta)
 	now := time.Now()
@@ -179,7 +179,7 @@ func TestEnroll(t *testing.T) {
 	}
 }
 
-func TestNames(t *testing.T) {
+func testNames(t *testing.T, open opener) {
 	ctx := context.Background()
 	f := open(t, "", testMeta)
 	f.token(t, "k", 100, time.Hour)
@@ -201,7 +201,7 @@ func TestNames(t *testing.T) {
 }
 
 // TestIPAM compares the allocator with a plain set of addresses.
-func TestIPAM(t *testing.T) {
+func testIPAM(t *testing.T, open opener) {
 	ctx := context.Background()
 	m := testMeta
 	m.CIDR = netip.MustParsePrefix("10.9.9.32/28")
@@ -275,7 +275,7 @@ func TestCheckPrefixes(t *testing.T) {
 
 // TestWriter shows that a failed operation leaves no trace in a batch of good
 // ones, and that rv has no gaps and is published in order.
-func TestWriter(t *testing.T) {
+func testWriter(t *testing.T, open opener) {
 	ctx := context.Background()
 	f := open(t, "", testMeta)
 	f.token(t, "k", 1000, time.Hour)
@@ -330,7 +330,7 @@ func TestWriter(t *testing.T) {
 	}
 }
 
-func TestCompact(t *testing.T) {
+func testCompact(t *testing.T, open opener) {
 	ctx := context.Background()
 	f := open(t, "", testMeta)
 	for range 10 {
