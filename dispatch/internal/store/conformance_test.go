@@ -282,9 +282,10 @@ func testScopes(t *testing.T, open opener) {
 	}
 	for _, e := range events {
 		who := "nobody"
-		if e.Node == a.ID {
+		switch e.Node {
+		case a.ID:
 			who = "a"
-		} else if e.Node == b.ID {
+		case b.ID:
 			who = "b"
 		}
 		got = append(got, e.Scope+":"+who)

@@ -205,8 +205,12 @@ func TestScopes(t *testing.T) {
 		t.Errorf("lazy = %v, %v; chunks %d, %d", a.Lazy, lazy.Lazy, len(lazy.Chunks), len(keen.Chunks))
 	}
 	for i, e := range []Event{
-		{RV: 1, Scope: "a", Node: x}, {RV: 2, Scope: "big", Node: y}, {RV: 3, Scope: store.ScopeAll},
-		{Scope: "a", Node: x}, {RV: 4, Scope: "nowhere"}, {RV: 5, Scope: "b"},
+		{RV: 1, Scope: "a", Node: x},
+		{RV: 2, Scope: "big", Node: y},
+		{RV: 3, Scope: store.ScopeAll},
+		{Scope: "a", Node: x},
+		{RV: 4, Scope: "nowhere"},
+		{RV: 5, Scope: "b"},
 	} {
 		e.Raw = []byte{byte(i)}
 		feed.Publish(e)
