@@ -70,6 +70,11 @@ type Config struct {
 	LazyAbove int
 	// Version is that of the program, for people.
 	Version string
+	// MinDiskFree is how many bytes must be free for DataDir, else the hub says that
+	// it is not ready; zero means 64 MiB.
+	MinDiskFree uint64
+	// OTLP is where the hub's figures are sent; zero sends them nowhere.
+	OTLP OTLP
 	// CertLifetime is how long the nodes' certificates are good for; zero means 7
 	// days, the least is a minute and the most 90 days.
 	CertLifetime time.Duration
@@ -103,6 +108,9 @@ func (c Config) withDefaults() (Config, error) {
 		}
 	}
 	if err := c.TURN.check(); err != nil {
+		return c, err
+	}
+	if err := c.OTLP.check(); err != nil {
 		return c, err
 	}
 	if c.PublicURL != "" {

@@ -39,6 +39,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/metrics"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/rpc"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/signal"
@@ -81,6 +82,9 @@ type Server struct {
 	relay      *relay.Registry // nil where it is off
 	turn       *turn.Server    // nil where it is off
 	meshKey    *meshKey        // nil where the operator keeps it
+	meters     *metrics.Meters
+	reports    *metrics.Reports
+	exporter   *metrics.Exporter
 	url        string
 	firstToken string
 	addrs      addrs
@@ -204,6 +208,7 @@ func (s *Server) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.meters = metrics.NewMeters()
 	st, feed, err := s.openStore(ctx, authority)
 	if err != nil {
 		return err
@@ -214,6 +219,7 @@ func (s *Server) serve(ctx context.Context) (err error) {
 		return err
 	}
 	s.relay = s.newRelay()
+	s.reports = s.loadReports(ctx, st)
 	cfg := rpc.Config{
 		Store: st, CA: authority, Feed: feed, MeshKey: s.meshKeyOf, URL: s.URL, Logger: s.log, CertLifetime: s.cfg.CertLifetime,
 		Audit: auditKey, Database: filepath.Join(dir, databaseFile), Version: s.cfg.Version,
@@ -221,6 +227,7 @@ func (s *Server) serve(ctx context.Context) (err error) {
 			feed.Publish(topology.EncodePresence(id, site, online, instance))
 		}),
 		Relay: s.relay, TURN: s.turnCredentials, OnRevoke: s.revoked,
+		Reports: s.reports, Meters: s.meters, Health: s.newHealth(st, authority),
 		Backup: func(ctx context.Context, w io.Writer, withRootKey bool) error {
 			return s.backup(ctx, st, w, withRootKey)
 		},
@@ -232,6 +239,7 @@ func (s *Server) serve(ctx context.Context) (err error) {
 		cfg.RotateMeshKey = func(ctx context.Context) (uint32, error) { return s.meshKey.rotate(ctx, st) }
 	}
 	s.api = rpc.New(cfg)
+	s.exporter = s.newExporter(st, authority, feed, cfg.Registry)
 	return s.listenAndServe(ctx, st, authority)
 }
 
@@ -268,6 +276,7 @@ func (s *Server) openStore(ctx context.Context, authority *ca.CA) (*store.Store,
 	st, err := store.Open(ctx, store.Config{
 		Path: filepath.Join(s.cfg.DataDir, databaseFile), Init: ini, Logger: s.log,
 		Encode: topology.EncodeChange, Publish: func(e []store.Event) { feed.Commit(e) },
+		Observe: func(ops int, took time.Duration, err error) { s.meters.Commit(took, ops, err) },
 	})
 	if err != nil {
 		return nil, nil, err
@@ -378,6 +387,10 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 		}
 		defer udp.Close()
 	}
+	pusher, err := s.newPusher(s.exporter, authority.MeshID)
+	if err != nil {
+		return err
+	}
 	// Only now: where a listener failed, nobody would see the token.
 	if err := s.makeFirstToken(ctx, st); err != nil {
 		return err
@@ -392,6 +405,16 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 	g.Go(func() error { return s.compact(gctx, st) })
 	g.Go(func() error { return s.api.SignCheckpoints(gctx) })
 	g.Go(func() error { return s.api.Upkeep(gctx) })
+	g.Go(func() error {
+		s.reports.Run(gctx)
+		return nil
+	})
+	if pusher != nil {
+		g.Go(func() error {
+			pusher.Run(gctx)
+			return nil
+		})
+	}
 	g.Go(func() error {
 		<-gctx.Done()
 		endRequests()
