@@ -415,6 +415,7 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 			return nil
 		})
 	}
+	g.Go(func() error { return s.api.StagePolicies(gctx) })
 	g.Go(func() error {
 		<-gctx.Done()
 		endRequests()

@@ -22,6 +22,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/metrics"
+	hubpolicy "github.com/bauxite-mesh/bauxite/dispatch/internal/policy"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/signal"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
@@ -99,6 +100,7 @@ type API struct {
 	// renewals bounds how many rows a node can add to the table of certificates.
 	renewals   *limiter
 	talks      *talks
+	rollout    *hubpolicy.Rollout
 	challenges challenger
 	started    time.Time
 
@@ -127,6 +129,7 @@ func New(cfg Config) *API {
 	}
 	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter(), talks: newTalks(cfg.Store), started: time.Now(), left: make(map[identity.PeerID]time.Time)}
 	a.keys = newKeyring(a.store, a.log)
+	a.rollout = a.newRollout()
 	a.gate = &gate{
 		live:    make(map[subject]map[*context.CancelCauseFunc]struct{}),
 		recheck: a.keys.recheck,

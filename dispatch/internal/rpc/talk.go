@@ -99,20 +99,31 @@ func (t *talks) may(ctx context.Context, a, b identity.PeerID, generation uint64
 	return ok, nil
 }
 
-// load reads the policies in force.
-func (t *talks) load(ctx context.Context) ([]*policy.Document, error) {
-	_, text, err := t.store.Policy(ctx, 0)
+// load reads the policies in force, of which there are two while one is staged.
+func (t *talks) load(ctx context.Context) (out []*policy.Document, err error) {
+	a, err := t.store.Activation(ctx)
 	if errors.Is(err, store.ErrNotFound) {
 		return []*policy.Document{}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	d, err := policy.Parse(text)
-	if err != nil {
-		return nil, fmt.Errorf("read policy: %w", err)
+	versions := []uint64{a.Active}
+	if a.Stage.State == store.StageCanary {
+		versions = append(versions, a.Stage.Candidate)
 	}
-	return []*policy.Document{d}, nil
+	for _, v := range versions {
+		_, text, err := t.store.Policy(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		d, err := policy.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("read policy: %w", err)
+		}
+		out = append(out, d)
+	}
+	return out, nil
 }
 
 // MayTalk reports whether two nodes may talk in at least one direction. Where that
