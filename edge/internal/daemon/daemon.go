@@ -208,6 +208,10 @@ func (d *daemon) connect() error {
 		return err
 	}
 	rec := &recovery{home: d.cfg.Home, keys: d.id.Keys, meshID: d.id.Config.Node.MeshID, ask: d.link.Recover}
+	rec.check = func(chain [][]byte) error {
+		_, err := r.check(chain, time.Now())
+		return err
+	}
 	r.ask, r.recover, r.redial = d.link.Renew, rec.once, d.link.Redial
 	r.set = func(*identity.Certificate) error { return nil } // until there is a node
 	d.key.fetch = d.link.MeshKey

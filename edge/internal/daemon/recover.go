@@ -26,6 +26,8 @@ type recovery struct {
 	keys   *identity.Keys
 	meshID string
 	ask    func(context.Context, hub.Recovery) (chain [][]byte, generation uint64, err error)
+	// check reports whether a chain is one to use.
+	check func(chain [][]byte) error
 }
 
 // once makes one attempt. What it is known by is stored before it is sent, and
@@ -47,6 +49,11 @@ func (r *recovery) once(ctx context.Context) (chain [][]byte, err error) {
 		Keys: r.keys, MeshID: r.meshID, Generation: st.Generation, Attempt: [16]byte(st.Attempt),
 	})
 	if err != nil {
+		return nil, err
+	}
+	// An answer that is of no use here, mostly because of a wrong clock, must not cost
+	// one recovery after the other: the attempt stays the same.
+	if err := r.check(chain); err != nil {
 		return nil, err
 	}
 	// Before the certificate: a newer generation without it costs a recovery more, an

@@ -129,11 +129,40 @@ func TestRecoveredTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &recovery{home: dir, keys: n.Keys, meshID: h.MeshID, ask: c.Recover}
+	r := &recovery{home: dir, keys: n.Keys, meshID: h.MeshID, ask: c.Recover, check: func([][]byte) error { return nil }}
 	if _, err := r.once(t.Context()); !errors.Is(err, hub.ErrCloneSuspected) {
 		t.Errorf("recovery of a copy = %v, want ErrCloneSuspected; the hub counts %d", err, h.Generation(id))
 	}
 	if st, err := home.LoadState(dir); err != nil || len(st.Attempt) != 16 {
 		t.Errorf("the attempt was not stored: %+v, %v", st, err)
+	}
+}
+
+// TestUselessAnswer: while the answer cannot be used, because the clock is wrong,
+// the attempt stays the same and costs one recovery.
+func TestUselessAnswer(t *testing.T) {
+	h := hubtest.New(t)
+	dir, id := expired(t, h)
+	n, err := home.Load(dir, time.Now())
+	if !errors.Is(err, home.ErrExpired) {
+		t.Fatal(err)
+	}
+	c, err := hub.New(hub.Config{URL: h.URL, Roots: n.Roots, Certificate: n.TLSCertificate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	useless := errors.New("not valid yet")
+	r := &recovery{home: dir, keys: n.Keys, meshID: h.MeshID, ask: c.Recover, check: func([][]byte) error { return useless }}
+	for range 5 {
+		if _, err := r.once(t.Context()); !errors.Is(err, useless) {
+			t.Fatalf("once = %v, want %v", err, useless)
+		}
+	}
+	r.check = func([][]byte) error { return nil }
+	if _, err := r.once(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if st, err := home.LoadState(dir); err != nil || st.Generation != 1 || st.Attempt != nil || h.Generation(id) != 1 {
+		t.Errorf("state %+v, %v; the hub counts %d", st, err, h.Generation(id))
 	}
 }
