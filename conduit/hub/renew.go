@@ -70,12 +70,18 @@ func reason(err error) error {
 			dispatchv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED: ErrRecoveryRefused,
 		} {
 			if info.GetReason() == r {
-				return fmt.Errorf("%w (%w)", is, err)
+				return &refusal{is, err}
 			}
 		}
 	}
 	return err
 }
+
+// refusal says why in our words, since the hub's own say the same again.
+type refusal struct{ is, err error }
+
+func (r *refusal) Error() string   { return r.is.Error() }
+func (r *refusal) Unwrap() []error { return []error{r.is, r.err} }
 
 func parseChain(pem []byte) ([][]byte, error) {
 	chain, err := identity.ParseChainPEM(pem)
