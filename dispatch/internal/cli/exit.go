@@ -55,13 +55,14 @@ var exits = []exit{
 	{7, []error{audit.ErrBroken, audit.ErrTruncated, audit.ErrSignature}, "audit verify: the log was tampered with, or belongs to another hub", "keep a copy of the data directory and of the exported checkpoints before you change anything"},
 	{8, []error{errTests}, "policy: tests do not hold", ""},
 	{10, []error{dispatch.ErrInUse}, "serve: another hub uses the data directory", "stop it first, or choose another directory with --data"},
-	{11, []error{syscall.EADDRINUSE}, "serve: a port is in use", "see who has it: ss -lntup; choose another with --listen, --admin-listen, --stun-listen"},
+	{11, []error{syscall.EADDRINUSE}, "serve: a port is in use", "see who has it: ss -lntup; choose another with --listen, --admin-listen, --metrics-listen, --stun-listen"},
 	{12, []error{store.ErrDiskFull, syscall.ENOSPC, syscall.EDQUOT}, "serve: the disk is full", "make room and start again: nothing that was acknowledged is lost"},
 	{13, []error{store.ErrReadOnly, syscall.EROFS, fs.ErrPermission}, "serve: the data directory cannot be written", "run as the user who owns it, on a file system that is mounted for writing"},
 	{14, []error{store.ErrCorrupt, store.ErrForeign, dispatch.ErrUnfinished}, "serve: the database is damaged", "keep a copy of the data directory, then restore the newest backup: bauxite-dispatch restore --help"},
 	{17, []error{store.ErrStorageIO, syscall.EIO}, "serve: the disk failed", "see the kernel's log, and restore the newest backup on another disk"},
 	{15, []error{store.ErrNewerSchema}, "serve: the data directory was written by a newer version", "install the newer version again, or restore the backup that it made before its migration"},
 	{16, []error{dispatch.ErrFixed}, "serve: the mesh prefix differs from that of the first start", "leave --mesh-cidr and --mesh-cidr6 away"},
+	{18, []error{dispatch.ErrBackup}, "restore: the archive is no usable backup", "take another one; the data directory is as it was"},
 	{130, []error{context.Canceled}, "interrupted", ""},
 }
 
