@@ -17,9 +17,10 @@ import (
 
 // Defaults of Config.
 const (
-	DefaultListen      = ":8440"
-	DefaultAdminListen = "127.0.0.1:8441"
-	DefaultSTUNListen  = ":3478"
+	DefaultListen        = ":8440"
+	DefaultAdminListen   = "127.0.0.1:8441"
+	DefaultMetricsListen = "127.0.0.1:8442"
+	DefaultSTUNListen    = ":3478"
 )
 
 // DefaultMeshCIDR is away from 10.0.0.0/16 and the other ranges that sites use
@@ -44,9 +45,21 @@ type Config struct {
 	// Listen is the TCP address of the node port; empty means ":8440". Port 0 picks
 	// a free one.
 	Listen string
-	// AdminListen is the TCP address of health checks; empty means
-	// "127.0.0.1:8441", Off none.
+	// AdminListen is the TCP address of the admin port, where API keys are good;
+	// empty means "127.0.0.1:8441", Off none. It speaks TLS.
 	AdminListen string
+	// AdminURL is what administrators reach the admin port by, as
+	// "https://hub.example.org:8441". Empty takes the address that it listens on, or
+	// the host of the node URL.
+	AdminURL string
+	// AdminCert and AdminKey are PEM files for the admin port, as of a public
+	// authority; they are read again when they change. Empty takes a certificate of
+	// the mesh's own authority.
+	AdminCert, AdminKey string
+	// MetricsListen is the TCP address of health checks and metrics, in plain HTTP:
+	// keep it on loopback. Empty means "127.0.0.1:8442", or Off where AdminListen is
+	// Off; Off none.
+	MetricsListen string
 	// STUNListen is the UDP address of the STUN and TURN server; empty means ":3478",
 	// Off none.
 	STUNListen string
@@ -87,6 +100,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.DataDir == "" {
 		return c, errors.New("data directory is not set")
 	}
+	if c.MetricsListen == "" && c.AdminListen == Off {
+		c.MetricsListen = Off
+	}
 	for _, f := range []struct {
 		addr     *string
 		def      string
@@ -95,6 +111,7 @@ func (c Config) withDefaults() (Config, error) {
 	}{
 		{&c.Listen, DefaultListen, false, "node"},
 		{&c.AdminListen, DefaultAdminListen, true, "admin"},
+		{&c.MetricsListen, DefaultMetricsListen, true, "metrics"},
 		{&c.STUNListen, DefaultSTUNListen, true, "STUN"},
 	} {
 		if *f.addr == "" {
@@ -113,15 +130,24 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.OTLP.check(); err != nil {
 		return c, err
 	}
-	if c.PublicURL != "" {
-		u, err := url.Parse(c.PublicURL)
+	for _, f := range []struct {
+		url  *string
+		what string
+	}{{&c.PublicURL, "public"}, {&c.AdminURL, "admin"}} {
+		if *f.url == "" {
+			continue
+		}
+		u, err := url.Parse(*f.url)
 		if err != nil {
-			return c, fmt.Errorf("public URL: %w", err)
+			return c, fmt.Errorf("%s URL: %w", f.what, err)
 		}
 		if u.Scheme != "https" || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil {
-			return c, fmt.Errorf("public URL %q: want https://HOST[:PORT]", c.PublicURL)
+			return c, fmt.Errorf("%s URL %q: want https://HOST[:PORT]", f.what, *f.url)
 		}
-		c.PublicURL = "https://" + u.Host
+		*f.url = "https://" + u.Host
+	}
+	if (c.AdminCert == "") != (c.AdminKey == "") {
+		return c, errors.New("certificate of the admin port: want both files, the certificate and its key")
 	}
 	if c.MeshCIDR.IsValid() || c.MeshCIDR6.IsValid() {
 		v4, v6 := c.MeshCIDR, c.MeshCIDR6

@@ -87,12 +87,14 @@ type Server struct {
 	exporter   *metrics.Exporter
 	url        string
 	firstToken string
+	ownerLink  string
+	adminURL   string
 	addrs      addrs
 }
 
 type addrs struct {
-	node, admin net.Addr
-	stun        netip.AddrPort
+	node, admin, metrics net.Addr
+	stun                 netip.AddrPort
 }
 
 // New checks cfg. It does no I/O.
@@ -222,7 +224,8 @@ func (s *Server) serve(ctx context.Context) (err error) {
 	s.reports = s.loadReports(ctx, st)
 	cfg := rpc.Config{
 		Store: st, CA: authority, Feed: feed, MeshKey: s.meshKeyOf, URL: s.URL, Logger: s.log, CertLifetime: s.cfg.CertLifetime,
-		Audit: auditKey, Database: filepath.Join(dir, databaseFile), Version: s.cfg.Version,
+		AdminURL: s.AdminURL,
+		Audit:    auditKey, Database: filepath.Join(dir, databaseFile), Version: s.cfg.Version,
 		Registry: signal.NewRegistry(func(id identity.PeerID, site string, online bool, instance uint64) {
 			feed.Publish(topology.EncodePresence(id, site, online, instance))
 		}),
@@ -231,6 +234,9 @@ func (s *Server) serve(ctx context.Context) (err error) {
 		Backup: func(ctx context.Context, w io.Writer, withRootKey bool) error {
 			return s.backup(ctx, st, w, withRootKey)
 		},
+	}
+	if s.cfg.AdminCert == "" {
+		cfg.AdminPin = authority.Pin()
 	}
 	if !s.cfg.ExternalPSK {
 		if s.meshKey, err = openMeshKey(dir, state.PSKEpoch, state.RV <= 1); err != nil {
@@ -369,16 +375,23 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 	})
 	servers := []served{
 		{nodeSrv, nodeLn, true},
-		{rpc.NewHTTPServer(rctx, s.api.AdminHandler(), s.log), sock, false},
+		{rpc.NewHTTPServer(rctx, socketHandler(s.api), s.log), sock, false},
 	}
 	if s.cfg.AdminListen != Off {
-		ln, err := lc.Listen(ctx, "tcp", s.cfg.AdminListen)
+		v, err := s.listenAdmin(ctx, rctx, authority, pub)
 		if err != nil {
-			return fmt.Errorf("listen for administrators: %w", err)
+			return err
 		}
-		defer ln.Close()
-		s.addrs.admin = ln.Addr()
-		servers = append(servers, served{rpc.NewHTTPServer(rctx, s.api.HealthHandler(), s.log), ln, false})
+		defer v.ln.Close()
+		servers = append(servers, v)
+	}
+	if s.cfg.MetricsListen != Off {
+		v, err := s.listenMetrics(ctx, rctx, metricsHandler(s.exporter, s.api.HealthHandler()))
+		if err != nil {
+			return err
+		}
+		defer v.ln.Close()
+		servers = append(servers, v)
 	}
 	if s.cfg.STUNListen != Off {
 		udp, err := s.listenUDP(ctx, st)
@@ -391,9 +404,14 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 	if err != nil {
 		return err
 	}
-	// Only now: where a listener failed, nobody would see the token.
+	// Only now: where a listener failed, nobody would see them.
 	if err := s.makeFirstToken(ctx, st); err != nil {
 		return err
+	}
+	if s.adminURL != "" {
+		if s.ownerLink, err = s.api.FirstOwnerLink(ctx); err != nil {
+			return err
+		}
 	}
 	s.log.Info("hub is up", "url", s.url, "mesh_id", authority.MeshID, "mesh_cidr", st.Meta().CIDR.String(), "mesh_cidr6", st.Meta().CIDR6.String())
 	close(s.ready)
@@ -416,6 +434,7 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 		})
 	}
 	g.Go(func() error { return s.api.StagePolicies(gctx) })
+	g.Go(func() error { return s.api.RecordKeyUse(gctx) })
 	g.Go(func() error {
 		<-gctx.Done()
 		endRequests()

@@ -20,8 +20,9 @@ func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name: "serve", Usage: "run the hub in the foreground",
 		Description: `The hub is ready when it prints its node URL. The first start makes the
-certificate authority, the database and a first join token, good for one machine
-and 24 hours, which is printed on standard error.
+certificate authority, the database, a first join token and a one-time owner link,
+which are printed on standard error: there is no other way in but the socket in
+the data directory.
 
 Examples:
 
@@ -31,7 +32,11 @@ Examples:
 		Flags: fromEnv(append([]cli.Flag{
 			dataFlag(),
 			&cli.StringFlag{Name: "listen", Value: dispatch.DefaultListen, Usage: "`ADDR` of the node port (TCP)"},
-			&cli.StringFlag{Name: "admin-listen", Value: dispatch.DefaultAdminListen, Usage: "`ADDR` of the admin port (TCP), or off"},
+			&cli.StringFlag{Name: "admin-listen", Value: dispatch.DefaultAdminListen, Usage: "`ADDR` of the admin port (TCP, TLS), or off"},
+			&cli.StringFlag{Name: "admin-url", Usage: "`URL` that administrators reach the admin port by (default: from the address)"},
+			&cli.StringFlag{Name: "admin-cert", Usage: "`FILE` with a certificate for the admin port, PEM (default: of the mesh's own authority)"},
+			&cli.StringFlag{Name: "admin-key", Usage: "`FILE` with the key of --admin-cert"},
+			&cli.StringFlag{Name: "metrics-listen", Usage: "`ADDR` of health checks and metrics in plain HTTP, or off (default: " + dispatch.DefaultMetricsListen + ", off without an admin port)"},
 			&cli.StringFlag{Name: "stun-listen", Value: dispatch.DefaultSTUNListen, Usage: "`ADDR` of the STUN and TURN server (UDP), or off"},
 			&cli.StringFlag{Name: "public-url", Usage: "`URL` that nodes join with (default: guessed)"},
 			&cli.StringFlag{Name: "mesh-cidr", Usage: "IPv4 `PREFIX` of the mesh, at the first start only (default: " + dispatch.DefaultMeshCIDR.String() + ")"},
@@ -40,7 +45,7 @@ Examples:
 			&cli.DurationFlag{Name: "cert-ttl", Value: 7 * 24 * time.Hour, Usage: "lifetime of node certificates, 1m to 90 days"},
 			&cli.StringFlag{Name: "log-format", Value: "auto", Usage: "`console` or json (default: console on a terminal)"},
 			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error"},
-		}, relayFlags()...)...),
+		}, append(relayFlags(), observeFlags()...)...)...),
 		Action: serve,
 	}
 }
@@ -65,19 +70,30 @@ func serve(c *cli.Context) error {
 		return fmt.Errorf("print node URL: %w", err)
 	}
 	notify("READY=1\nSTATUS=node URL " + s.URL())
-	switch t := s.FirstToken(); {
-	case t == "":
-	case isJournal(c.App.ErrWriter):
-		_, _ = fmt.Fprintf(c.App.ErrWriter, "bauxite-dispatch: the journal would keep the first join token, so make one with: bauxite-dispatch token create --data %s\n", c.String("data"))
-	default:
-		_, _ = fmt.Fprintf(c.App.ErrWriter, "bauxite-dispatch: first join token, for one machine, good for 24 hours:\n  bauxite join %s %s\n", t, s.URL())
-	}
+	printSecrets(c, s)
 	select {
 	case err := <-done:
 		return err
 	case <-c.Done():
 		notify("STOPPING=1")
 		return <-done
+	}
+}
+
+// printSecrets shows what the first start has made, once.
+func printSecrets(c *cli.Context, s *dispatch.Server) {
+	token, link := s.FirstToken(), s.OwnerLink()
+	switch {
+	case token == "" && link == "":
+	case isJournal(c.App.ErrWriter):
+		note(c, "the journal would keep the owner link and the first join token, so make them with:\n  bauxite-dispatch user link --data %[1]s\n  bauxite-dispatch token create --data %[1]s", c.String("data"))
+	default:
+		if link != "" {
+			note(c, "one-time owner link, good for 24 hours; who opens it first becomes the owner:\n  %s\nwithout a page: bauxite-dispatch user claim - --name YOU", link)
+		}
+		if token != "" {
+			note(c, "first join token, for one machine, good for 24 hours:\n  bauxite join %s %s", token, s.URL())
+		}
 	}
 }
 
@@ -88,8 +104,10 @@ func serveConfig(c *cli.Context) (dispatch.Config, error) {
 	}
 	cfg := dispatch.Config{
 		DataDir: dir, Listen: c.String("listen"), AdminListen: c.String("admin-listen"),
-		STUNListen: c.String("stun-listen"), PublicURL: c.String("public-url"),
-		CertLifetime: c.Duration("cert-ttl"),
+		AdminURL: c.String("admin-url"), AdminCert: c.String("admin-cert"), AdminKey: c.String("admin-key"),
+		MetricsListen: c.String("metrics-listen"),
+		STUNListen:    c.String("stun-listen"), PublicURL: c.String("public-url"),
+		CertLifetime: c.Duration("cert-ttl"), Version: programVersion(),
 	}
 	for _, f := range []struct {
 		flag string
@@ -104,6 +122,7 @@ func serveConfig(c *cli.Context) (dispatch.Config, error) {
 	if err := relayConfig(c, &cfg); err != nil {
 		return cfg, err
 	}
+	observeConfig(c, &cfg)
 	switch c.String("psk") {
 	case "hub":
 	case "external":

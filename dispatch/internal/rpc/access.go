@@ -37,6 +37,9 @@ type accessService struct {
 	dispatchv1connect.UnimplementedAccessServiceHandler
 }
 
+// errNoAdminPort is why there is no link.
+var errNoAdminPort = errors.New("the hub has no admin port that a link could lead to")
+
 // grantor is the caller as the store judges him.
 func grantor(ctx context.Context) store.Grantor {
 	c := callerOf(ctx)
@@ -51,6 +54,8 @@ func (s accessService) accessError(ctx context.Context, what string, err error) 
 		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_PERMISSION_DENIED, what+": "+err.Error(), "ask an owner to do it")
 	case errors.Is(err, store.ErrLinkInvalid):
 		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_KEY_INVALID, "owner link refused", "make a new one on the hub's machine: bauxite-dispatch user link")
+	case errors.Is(err, errNoAdminPort):
+		return fail(connect.CodeFailedPrecondition, unspecified, err.Error(), "start the hub with --admin-listen, or make users and keys here: user create, key create")
 	case errors.Is(err, store.ErrLastOwner):
 		return fail(connect.CodeFailedPrecondition, unspecified, what+": "+err.Error(), "make another owner first")
 	case errors.Is(err, store.ErrConflict):
@@ -130,6 +135,10 @@ func (s accessService) CreateOwnerLink(ctx context.Context, _ *dispatchv1.Create
 // port's certificate, so that who has the link knows the hub. The link is a
 // secret.
 func (a *API) NewOwnerLink(ctx context.Context) (link string, expires time.Time, err error) {
+	base := a.cfg.AdminURL()
+	if base == "" {
+		return "", time.Time{}, errNoAdminPort
+	}
 	secret, err := authz.NewSecret()
 	if err != nil {
 		return "", time.Time{}, err
@@ -143,7 +152,7 @@ func (a *API) NewOwnerLink(ctx context.Context) (link string, expires time.Time,
 		secret += "." + a.cfg.AdminPin
 	}
 	// Behind "#", so that no browser sends it to a server before the page asks.
-	return a.cfg.AdminURL() + "/#" + claimMark + secret, expires, nil
+	return base + "/#" + claimMark + secret, expires, nil
 }
 
 // FirstOwnerLink makes a link where there is neither a user nor was ever a link;
