@@ -119,7 +119,7 @@ func top(c *cli.Context) error {
 	v := &metricsView{top: true}
 	for n := uint(1); ; n++ {
 		if err := showMetrics(c, v); err != nil {
-			if c.Context.Err() != nil {
+			if c.Err() != nil {
 				return nil
 			}
 			return err
@@ -129,7 +129,7 @@ func top(c *cli.Context) error {
 		}
 		select {
 		case <-t.C:
-		case <-c.Context.Done():
+		case <-c.Done():
 			return nil
 		}
 	}
