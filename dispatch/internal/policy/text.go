@@ -15,7 +15,8 @@ import (
 
 // Limits of a text. Comments count.
 const (
-	MaxText = policy.MaxBytes
+	// MaxText leaves room for a message around the text or the document.
+	MaxText = policy.MaxBytes - 4<<10
 	// maxDepth is far above that of a policy; it keeps the parser's stack small.
 	maxDepth = 32
 )

@@ -85,7 +85,7 @@ func TestParseErrors(t *testing.T) {
 		{"{\"version\": 1, \"note\": \"\xff\"}", "1:25: not UTF-8\n\t{\"version\": 1, \"note\": \"?\"}\n\t                        ^"},
 		{strings.Repeat("[", 40), "1:33: nested deeper than 32\n\t" + strings.Repeat("[", 40) + "\n\t" + strings.Repeat(" ", 32) + "^"},
 		{strings.Repeat(" ", 300) + "x" + strings.Repeat(" ", 300), "1:301: invalid literal: x\n\t" + strings.Repeat(" ", 79) + "x" + strings.Repeat(" ", 80) + "\n\t" + strings.Repeat(" ", 79) + "^"},
-		{strings.Repeat(" ", MaxText) + "{}", "larger than 1048576 bytes"},
+		{strings.Repeat(" ", MaxText) + "{}", "larger than 1044480 bytes"},
 	} {
 		got, err := Parse(tc.text)
 		e, ok := errors.AsType[*Error](err)

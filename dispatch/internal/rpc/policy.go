@@ -3,7 +3,9 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -184,8 +186,16 @@ func (p policyService) ProposePolicy(ctx context.Context, req *dispatchv1.Propos
 	if len(r.findings) > 0 {
 		return nil, badPolicy(r.findings)
 	}
+	// Nodes need no white space, and each of thousands fetches it.
+	var doc bytes.Buffer
+	if err := json.Compact(&doc, r.text.Document.Marshal()); err != nil {
+		return nil, wireError(ctx, p.log, "store policy", err)
+	}
+	if doc.Len() > hubpolicy.MaxText {
+		return nil, invalid("policy: %d bytes without white space, want at most %d", doc.Len(), hubpolicy.MaxText)
+	}
 	v, err := p.store.ProposePolicy(ctx, store.NewPolicy{
-		Source: req.GetSource(), Document: r.text.Document.Marshal(), Base: req.GetBaseVersion(), Note: req.GetNote(),
+		Source: req.GetSource(), Document: doc.Bytes(), Base: req.GetBaseVersion(), Note: req.GetNote(),
 	})
 	if err != nil {
 		return nil, wireError(ctx, p.log, "store policy", err)
