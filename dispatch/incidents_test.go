@@ -32,6 +32,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/dispatchtest"
@@ -60,15 +61,15 @@ func post(t *testing.T, c *http.Client, base, procedure string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	req := connect.NewRequest(&dispatchv1.GetHubStatusRequest{})
-	st, err := connect.NewClient[dispatchv1.GetHubStatusRequest, dispatchv1.GetHubStatusResponse](c, base+procedure).CallServerStream(ctx, req)
+	req := connect.NewRequest(&emptypb.Empty{})
+	st, err := connect.NewClient[emptypb.Empty, emptypb.Empty](c, base+procedure).CallServerStream(ctx, req)
 	if err == nil {
 		st.Receive()
 		err = st.Err()
 		_ = st.Close()
 	}
 	if connect.CodeOf(err) == connect.CodeUnknown || err != nil && strings.Contains(err.Error(), "415") {
-		_, err = connect.NewClient[dispatchv1.GetHubStatusRequest, dispatchv1.GetHubStatusResponse](c, base+procedure).CallUnary(ctx, req)
+		_, err = connect.NewClient[emptypb.Empty, emptypb.Empty](c, base+procedure).CallUnary(ctx, req)
 	}
 	if err == nil {
 		return ""
