@@ -52,7 +52,7 @@ func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.Watc
 	}
 	defer w.Close()
 	send := sender(ctx, stream)
-	if err := t.catchUp(w, stream, send); err != nil {
+	if err := t.catchUp(me.standing.Site, w, stream, send); err != nil {
 		return err
 	}
 	tick := time.NewTicker(t.cfg.BookmarkEvery)
@@ -80,8 +80,8 @@ func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.Watc
 }
 
 // catchUp sends the snapshot where there is one, Synced, what changed since, and
-// who is online.
-func (t topologyService) catchUp(w *topology.Watch, stream *watchStream, send func([]byte) error) error {
+// who is online of those that a watcher of the site mine hears of.
+func (t topologyService) catchUp(mine string, w *topology.Watch, stream *watchStream, send func([]byte) error) error {
 	for _, c := range w.Chunks {
 		if err := send(c); err != nil {
 			return err
@@ -100,18 +100,15 @@ func (t topologyService) catchUp(w *topology.Watch, stream *watchStream, send fu
 	w.Chunks, w.Backlog = nil, nil
 	// After the watch was begun, so that no change falls between.
 	var online []topology.Event
-	if w.Lazy {
-		for _, id := range w.Interested() {
-			if site, instance, ok := t.cfg.Registry.Lookup(id); ok {
-				online = append(online, topology.EncodePresence(id, site, true, instance))
-			}
-		}
-	} else {
-		t.cfg.Registry.Online(func(id identity.PeerID, site string, instance uint64) {
-			if w.Wants(site, id) {
-				online = append(online, topology.EncodePresence(id, site, true, instance))
-			}
+	if !w.Lazy {
+		t.cfg.Registry.Online(mine, func(id identity.PeerID, instance uint64) {
+			online = append(online, topology.EncodePresence(id, mine, true, instance))
 		})
+	}
+	for _, id := range w.Interested() {
+		if site, instance, ok := t.cfg.Registry.Lookup(id); ok && (w.Lazy || site != mine) {
+			online = append(online, topology.EncodePresence(id, site, true, instance))
+		}
 	}
 	return sendAll(send, online)
 }

@@ -47,6 +47,7 @@ type Registry struct {
 
 	mu       sync.Mutex // guards the following
 	streams  map[identity.PeerID]*Stream
+	sites    map[string]map[identity.PeerID]*Stream // the same ones
 	instance uint64
 }
 
@@ -57,6 +58,7 @@ func NewRegistry(presence func(id identity.PeerID, site string, online bool, ins
 	return &Registry{
 		presence: presence,
 		streams:  make(map[identity.PeerID]*Stream),
+		sites:    make(map[string]map[identity.PeerID]*Stream),
 		// Higher after a restart than ever before it.
 		instance: uint64(time.Now().UnixMicro()),
 	}
@@ -88,10 +90,15 @@ func (r *Registry) Open(id identity.PeerID, site string) *Stream {
 	defer r.mu.Unlock()
 	if old := r.streams[id]; old != nil {
 		close(old.gone)
+		r.forget(old) // its site may be another
 	}
 	r.instance++
 	s.Instance = r.instance
 	r.streams[id] = s
+	if r.sites[site] == nil {
+		r.sites[site] = make(map[identity.PeerID]*Stream)
+	}
+	r.sites[site][id] = s
 	r.presence(id, site, true, s.Instance)
 	return s
 }
@@ -101,8 +108,16 @@ func (s *Stream) Close() {
 	s.reg.mu.Lock()
 	defer s.reg.mu.Unlock()
 	if s.reg.streams[s.ID] == s {
-		delete(s.reg.streams, s.ID)
+		s.reg.forget(s)
 		s.reg.presence(s.ID, s.Site, false, s.Instance)
+	}
+}
+
+// forget takes s out. The lock is held.
+func (r *Registry) forget(s *Stream) {
+	delete(r.streams, s.ID)
+	if delete(r.sites[s.Site], s.ID); len(r.sites[s.Site]) == 0 {
+		delete(r.sites, s.Site)
 	}
 }
 
@@ -146,13 +161,13 @@ func (s *Stream) Allow() bool {
 	return true
 }
 
-// Online calls f for every node that has a stream, in no order. f must not call
-// back.
-func (r *Registry) Online(f func(id identity.PeerID, site string, instance uint64)) {
+// Online calls f for every node of a site that has a stream, in no order, and costs
+// no more than these. f must not call back.
+func (r *Registry) Online(site string, f func(id identity.PeerID, instance uint64)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, s := range r.streams {
-		f(id, s.Site, s.Instance)
+	for id, s := range r.sites[site] {
+		f(id, s.Instance)
 	}
 }
 

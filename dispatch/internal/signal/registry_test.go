@@ -35,7 +35,7 @@ func TestPresence(t *testing.T) {
 	a1.Close() // late: must not take the newer one down
 	b1 := r.Open(b, "")
 	online := 0
-	r.Online(func(identity.PeerID, string, uint64) { online++ })
+	r.Online("", func(identity.PeerID, uint64) { online++ })
 	if online != 2 {
 		t.Errorf("%d online, want 2", online)
 	}
@@ -48,6 +48,33 @@ func TestPresence(t *testing.T) {
 	}
 	if instances[0] >= instances[1] || instances[1] >= instances[2] || instances[3] != instances[1] {
 		t.Errorf("instances = %v", instances)
+	}
+}
+
+func TestSites(t *testing.T) {
+	r := NewRegistry(func(identity.PeerID, string, bool, uint64) {})
+	in := func(site string) (n int) {
+		r.Online(site, func(id identity.PeerID, instance uint64) {
+			if at, i, ok := r.streams[id].Site, r.streams[id].Instance, true; at != site || i != instance || !ok {
+				t.Errorf("%s of %s is told as of %s", id.Short(), at, site)
+			}
+			n++
+		})
+		return n
+	}
+	a1, b1 := r.Open(a, "berlin"), r.Open(b, "berlin")
+	a2 := r.Open(a, "bonn") // moved
+	if in("berlin") != 1 || in("bonn") != 1 || in("") != 0 {
+		t.Errorf("%d in berlin, %d in bonn, %d nowhere; want 1, 1, 0", in("berlin"), in("bonn"), in(""))
+	}
+	a1.Close() // late
+	if in("bonn") != 1 {
+		t.Error("the end of the older stream took the newer one out of its site")
+	}
+	a2.Close()
+	b1.Close()
+	if len(r.sites) != 0 || len(r.streams) != 0 {
+		t.Errorf("%d sites and %d streams are left", len(r.sites), len(r.streams))
 	}
 }
 

@@ -19,6 +19,9 @@ import (
 
 const (
 	ringSize = 2048
+	// presenceEvery is how often at most the watchers of a scope are woken where
+	// nothing but presence has changed. The first change is told at once.
+	presenceEvery = time.Second
 	// maxStale is how many changes a cached snapshot or count may be behind before
 	// it is read again: a watcher gets the rest as deltas.
 	maxStale = 256
@@ -123,11 +126,11 @@ func (f *Feed) Policy() uint64 { return f.policy.Load() }
 func (f *Feed) Publish(events ...Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	woken := make(map[*ring]struct{})
+	woken := make(map[*ring]bool) // true: at once
 	put := func(r *ring, e Event) {
 		if r != nil {
 			r.put(e)
-			woken[r] = struct{}{}
+			woken[r] = woken[r] || e.RV != 0
 		}
 	}
 	for _, e := range events {
@@ -151,9 +154,35 @@ func (f *Feed) Publish(events ...Event) {
 			}
 		}
 	}
-	for r := range woken {
-		r.rouse()
+	for r, now := range woken {
+		if now {
+			r.rouse()
+		} else {
+			f.rouseSoonLocked(r)
+		}
 	}
+}
+
+// rouseSoonLocked wakes the watchers of r for presence alone, not more often than
+// each presenceEvery. Where a fleet comes back, n nodes of a scope would otherwise
+// make n wake-ups of n watchers.
+func (f *Feed) rouseSoonLocked(r *ring) {
+	if r.pending {
+		return
+	}
+	wait := presenceEvery - time.Since(r.roused)
+	if wait <= 0 {
+		r.rouse()
+		return
+	}
+	r.pending = true
+	time.AfterFunc(wait, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if r.pending {
+			r.rouse()
+		}
+	})
 }
 
 // RV returns the newest published resource version.

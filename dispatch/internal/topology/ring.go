@@ -12,6 +12,7 @@ package topology
 
 import (
 	"errors"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 )
@@ -37,7 +38,10 @@ type Event struct {
 type ring struct {
 	buf  []Event
 	next uint64        // number of the next event
-	wake chan struct{} // closed and replaced where something was put in
+	wake chan struct{} // closed and replaced by rouse
+
+	roused  time.Time
+	pending bool // a timer is going to rouse
 }
 
 func newRing(size int) *ring {
@@ -51,6 +55,7 @@ func (r *ring) put(e Event) {
 
 // rouse wakes all that wait.
 func (r *ring) rouse() {
+	r.roused, r.pending = time.Now(), false
 	close(r.wake)
 	r.wake = make(chan struct{})
 }
