@@ -47,6 +47,7 @@ func TestDenied(t *testing.T) {
 			} else if tc.name != "Serial" && !errors.Is(err, conduit.ErrDenied) {
 				t.Errorf("Connect = %v, want ErrDenied", err)
 			}
+			eventually(t, "goodbye at the other end", func() bool { return status(t, m.Node(1)).Peers[0].Path.Type == "none" })
 			if err := m.Node(1).Connect(ctx, m.Certificate(0).ID, nil); err == nil {
 				t.Error("a peer that is shut out connected")
 			}

@@ -280,6 +280,8 @@ func (c *Connector) transport(cert *tls.Certificate, meshID string) *http.Transp
 		DisableCompression:  true,
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second, WriteByteTimeout: 10 * time.Second,
+			// A hub holds one connection per node; calls wait rather than open another.
+			StrictMaxConcurrentRequests: true,
 			// One peer, small messages.
 			MaxReceiveBufferPerConnection: 1 << 20, MaxReceiveBufferPerStream: 256 << 10,
 		},

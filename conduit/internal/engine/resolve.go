@@ -15,7 +15,7 @@ import (
 
 // Questions to the hub about peers that it did not tell of.
 const (
-	maxAsking = 32               // under way at a time
+	maxAsking = 8                // under way at a time; a hub takes 16 calls on a connection
 	askLife   = 10 * time.Second // of one
 	// absentLife is how long a peer that the hub does not know is not asked for
 	// again, failedLife the same where the hub could not be asked.
