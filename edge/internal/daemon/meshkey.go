@@ -44,7 +44,7 @@ func (k *meshKey) announce(epoch uint32) {
 }
 
 func (k *meshKey) run(ctx context.Context) {
-	for {
+	for first := true; ; first = false {
 		var want uint32
 		select {
 		case want = <-k.news:
@@ -52,6 +52,9 @@ func (k *meshKey) run(ctx context.Context) {
 			return
 		}
 		wait := rand.N(meshKeySpread)
+		if first {
+			wait = 0 // it was rotated while this node was off
+		}
 		for failures := 0; want != k.epoch.Load(); failures++ {
 			select {
 			case <-time.After(wait):
