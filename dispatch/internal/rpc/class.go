@@ -136,6 +136,9 @@ type caller struct {
 	standing store.Standing // set by the gate
 	// unblock makes pending and later reads of the request fail.
 	unblock func()
+	// hold keeps what is sent in the response's buffer, as far as it fits, until the
+	// first message after it was called with false. The sender alone calls it.
+	hold func(bool)
 	// cut makes pending and later writes fail, and resets the stream.
 	cut func()
 

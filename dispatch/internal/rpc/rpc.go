@@ -180,19 +180,25 @@ func (a *API) services() http.Handler {
 
 // pieces writes in small pieces: HTTP/2 keeps a buffer of the size of the largest
 // frame for as long as the connection lives, and one snapshot would set it to 16 KB.
-type pieces struct{ http.ResponseWriter }
+//
+// While it is held it leaves out the flush that each message of a stream ends with:
+// many small ones then share a frame, a record of TLS and a write to the socket.
+type pieces struct {
+	http.ResponseWriter
+	held bool
+}
 
 const pieceLen = 2048
 
-func (p pieces) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+func (p *pieces) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
-func (p pieces) Flush() {
-	if f, ok := p.ResponseWriter.(http.Flusher); ok {
+func (p *pieces) Flush() {
+	if f, ok := p.ResponseWriter.(http.Flusher); ok && !p.held {
 		f.Flush()
 	}
 }
 
-func (p pieces) Write(b []byte) (n int, err error) {
+func (p *pieces) Write(b []byte) (n int, err error) {
 	for {
 		m, err := p.ResponseWriter.Write(b[:min(len(b), pieceLen)])
 		n += m
@@ -206,10 +212,11 @@ func (p pieces) Write(b []byte) (n int, err error) {
 func (a *API) NodeHandler() http.Handler {
 	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w = pieces{w}
+		p := &pieces{ResponseWriter: w}
+		w = p
 		c := caller{class: anonymous, ip: remoteIP(r), unblock: func() {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
-		}, cut: func() {
+		}, hold: func(on bool) { p.held = on }, cut: func() {
 			_ = http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
 		}}
 		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {

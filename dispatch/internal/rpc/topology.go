@@ -25,6 +25,9 @@ type topologyService struct {
 	dispatchv1connect.UnimplementedTopologyServiceHandler
 }
 
+// keepEvents is for how many events a watcher keeps room between two batches.
+const keepEvents = 4
+
 type watchStream = connect.ServerStream[dispatchv1.WatchTopologyResponse]
 
 func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.WatchTopologyRequest, stream *watchStream) error {
@@ -52,7 +55,7 @@ func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.Watc
 	}
 	defer w.Close()
 	send := sender(ctx, stream)
-	if err := t.catchUp(me.standing.Site, w, stream, send); err != nil {
+	if err := t.catchUp(me.standing.Site, me.hold, w, stream, send); err != nil {
 		return err
 	}
 	tick := time.NewTicker(t.cfg.BookmarkEvery)
@@ -70,8 +73,10 @@ func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.Watc
 				Bookmark: &dispatchv1.Bookmark{Rv: w.Sent(), ServerTime: time.Now().UnixMicro(), Checkpoint: t.checkpoint()},
 			}})
 		default:
-			err = sendAll(send, events)
-			buf = events[:0]
+			err = sendAll(me.hold, send, events)
+			if buf = events[:0]; cap(buf) > keepEvents {
+				buf = nil // one burst would be held for as long as the stream lives
+			}
 		}
 		if err != nil {
 			return err
@@ -81,7 +86,7 @@ func (t topologyService) WatchTopology(ctx context.Context, req *dispatchv1.Watc
 
 // catchUp sends the snapshot where there is one, Synced, what changed since, and
 // who is online of those that a watcher of the site mine hears of.
-func (t topologyService) catchUp(mine string, w *topology.Watch, stream *watchStream, send func([]byte) error) error {
+func (t topologyService) catchUp(mine string, hold func(bool), w *topology.Watch, stream *watchStream, send func([]byte) error) error {
 	for _, c := range w.Chunks {
 		if err := send(c); err != nil {
 			return err
@@ -94,7 +99,7 @@ func (t topologyService) catchUp(mine string, w *topology.Watch, stream *watchSt
 	if err != nil {
 		return err
 	}
-	if err := sendAll(send, w.Backlog); err != nil {
+	if err := sendAll(hold, send, w.Backlog); err != nil {
 		return err
 	}
 	w.Chunks, w.Backlog = nil, nil
@@ -110,7 +115,7 @@ func (t topologyService) catchUp(mine string, w *topology.Watch, stream *watchSt
 			online = append(online, topology.EncodePresence(id, site, true, instance))
 		}
 	}
-	return sendAll(send, online)
+	return sendAll(hold, send, online)
 }
 
 // ResolvePeer finds one node and lets the caller's watch follow it.
@@ -149,8 +154,10 @@ func (t topologyService) ResolvePeer(ctx context.Context, req *dispatchv1.Resolv
 	return res, nil
 }
 
-func sendAll(send func([]byte) error, events []topology.Event) error {
-	for _, e := range events {
+// sendAll sends events and flushes them together.
+func sendAll(hold func(bool), send func([]byte) error, events []topology.Event) error {
+	for i, e := range events {
+		hold(i < len(events)-1)
 		if err := send(e.Raw); err != nil {
 			return err
 		}
