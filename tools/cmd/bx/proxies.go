@@ -64,18 +64,18 @@ func (r *proxyRun) run(ctx context.Context, proxy, config string, args []string)
 	if err != nil {
 		return err
 	}
-	node, admin, front, web := ports[0], ports[1], ports[2], ports[3]
+	node, metrics, front, web := ports[0], ports[1], ports[2], ports[3]
 	text, err := os.ReadFile(r.path("packaging", "proxy", config))
 	if err != nil {
 		return err
 	}
-	rendered := strings.NewReplacer("hub.example.org", "localhost", "127.0.0.1:8440", "127.0.0.1:"+node, "check port 8441", "check port "+admin,
+	rendered := strings.NewReplacer("hub.example.org", "localhost", "127.0.0.1:8440", "127.0.0.1:"+node, "check port 8442", "check port "+metrics,
 		"bind :443", "bind :"+front, "listen 443", "listen "+front, "30000", "1000" /* what an ordinary limit allows */, "127.0.0.1:8443", "127.0.0.1:"+web).Replace(string(text))
 	if err := os.WriteFile(filepath.Join(r.dir, config), []byte(rendered), 0o644); err != nil {
 		return err
 	}
 	data, hub, url := filepath.Join(r.dir, "hub"), filepath.Join(r.dir, "bauxite-dispatch"), "https://localhost:"+front
-	if err := r.start(ctx, hub, "serve", "--data", data, "--listen", "127.0.0.1:"+node, "--admin-listen", "127.0.0.1:"+admin,
+	if err := r.start(ctx, hub, "serve", "--data", data, "--listen", "127.0.0.1:"+node, "--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:"+metrics,
 		"--stun-listen", "off", "--public-url", url); err != nil {
 		return err
 	}
