@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -123,6 +124,31 @@ func TestStoreChecks(t *testing.T) {
 	for _, check := range []func(context.Context) error{f.CheckWritable, f.CheckWriter} {
 		if err := check(ctx); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("after Close: %v", err)
+		}
+	}
+}
+
+// BenchmarkSaveStatuses is one transaction of a sampling of the fleet.
+func BenchmarkSaveStatuses(b *testing.B) {
+	s, err := Open(b.Context(), Config{Path: filepath.Join(b.TempDir(), "db"), Init: testMeta})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.CreateToken(b.Context(), Token{ID: "many", MaxUses: statusPage, Expires: time.Now().Add(time.Hour)}); err != nil {
+		b.Fatal(err)
+	}
+	batch := make([]Status, statusPage)
+	for i := range batch {
+		n, err := s.Enroll(b.Context(), newJoin("many", "n", time.Now()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		batch[i] = Status{Node: n.ID, Sampled: time.Now(), Report: make([]byte, 200)}
+	}
+	for b.Loop() {
+		if err := s.SaveStatuses(b.Context(), batch); err != nil {
+			b.Fatal(err)
 		}
 	}
 }
