@@ -38,6 +38,8 @@ type keyring struct {
 	store *store.Store
 	log   *slog.Logger
 	now   func() time.Time
+	// burst is how many failures an address has at once.
+	burst time.Duration
 
 	mu sync.Mutex // guards the rest
 	// free is when an address has its whole burst of failures again.
@@ -50,7 +52,7 @@ type keyring struct {
 
 func newKeyring(st *store.Store, log *slog.Logger) *keyring {
 	return &keyring{
-		store: st, log: log, now: time.Now, free: make(map[netip.Prefix]time.Time),
+		store: st, log: log, now: time.Now, burst: failBurst, free: make(map[netip.Prefix]time.Time),
 		known: make(map[string][32]byte), used: make(map[string]time.Time),
 	}
 }
@@ -177,8 +179,8 @@ func (k *keyring) mayTry(ip netip.Addr) error {
 	now := k.now()
 	// Compared before subtracting: of an address that never failed the difference is
 	// the smallest there is.
-	if wait := k.free[network(ip)].Sub(now); wait > (failBurst-1)*failEvery {
-		return connectRetry(wait - (failBurst-1)*failEvery)
+	if wait := k.free[network(ip)].Sub(now); wait > (k.burst-1)*failEvery {
+		return connectRetry(wait - (k.burst-1)*failEvery)
 	}
 	if len(k.free) >= maxFailing {
 		maps.DeleteFunc(k.free, func(_ netip.Prefix, t time.Time) bool { return !t.After(now) })
