@@ -136,11 +136,7 @@ func (t *tx) insertNode(m Meta, id identity.PeerID, j Join, k Token) (n Node, er
 	if err := t.insert(&n); err != nil {
 		return n, err
 	}
-	if n.Visible() {
-		t.upsert(n)
-	} else {
-		t.change(Change{Scope: ScopeNone, Upsert: &n})
-	}
+	t.upsert(n)
 	t.audit("node.join", id.String(), detail("name", n.Name, "virtual_ip", n.Virtual4.String(), "token", j.TokenID,
 		"site", n.Site, "state", string(n.State)))
 	return n, nil
@@ -177,8 +173,15 @@ func (t *tx) insertTags(id identity.PeerID, tags []string) error {
 	return nil
 }
 
-// upsert tells watchers of the node.
-func (t *tx) upsert(n Node) { t.change(Change{Upsert: &n, Scope: n.Site}) }
+// upsert tells of the node: the watchers of its site, or only those who look after
+// the fleet where others may not know of it.
+func (t *tx) upsert(n Node) {
+	scope := ScopeNone
+	if n.Visible() {
+		scope = n.Site
+	}
+	t.change(Change{Upsert: &n, Scope: scope})
+}
 
 func flag(b bool) int64 {
 	if b {
@@ -218,7 +221,7 @@ func (t *tx) rejoin(n *Node, j Join, k Token) error {
 		n.State, n.ApprovedBy = Active, by
 		gained = n.Tags
 	}
-	if len(gained) > 0 && n.Visible() {
+	if len(gained) > 0 {
 		t.upsert(*n)
 	}
 	t.audit("node.rejoin", n.ID.String(), detail("name", n.Name, "token", j.TokenID))

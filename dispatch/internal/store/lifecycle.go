@@ -173,7 +173,7 @@ func (s *Store) Approve(ctx context.Context, id identity.PeerID) (n Node, err er
 		}
 		n.State, n.ApprovedBy, n.RecoverLeft = Active, by, 3
 		n.Version++
-		if was != Active && n.Visible() {
+		if was != Active {
 			t.upsert(n)
 		}
 		t.audit("node.approve", id.String(), detail("name", n.Name, "was", string(was)))
@@ -199,9 +199,11 @@ func (t *tx) delete(m Meta, id identity.PeerID, why string, now time.Time) error
 	if err := t.release(n.index, now); err != nil {
 		return err
 	}
+	scope := ScopeNone
 	if n.Visible() {
-		t.change(Change{Scope: ScopeAll, Delete: id})
+		scope = ScopeAll
 	}
+	t.change(Change{Scope: scope, Delete: id})
 	t.audit("node."+why, id.String(), detail("name", n.Name, "virtual_ip", n.Virtual4.String()))
 	return nil
 }
@@ -272,12 +274,10 @@ func (s *Store) Update(ctx context.Context, id identity.PeerID, e Edit) (n Node,
 		if n.Version == was.Version {
 			return nil // nothing to change
 		}
-		if n.Visible() {
-			if n.Site != was.Site {
-				t.change(Change{Scope: was.Site, Delete: id, Moved: true})
-			}
-			t.upsert(n)
+		if n.Visible() && n.Site != was.Site {
+			t.change(Change{Scope: was.Site, Delete: id, Moved: true})
 		}
+		t.upsert(n)
 		t.audit("node.update", id.String(), detail("name", n.Name, "tags", strings.Join(n.Tags, ","), "site", n.Site,
 			"old_name", was.Name, "old_tags", strings.Join(was.Tags, ","), "old_site", was.Site))
 		return nil
