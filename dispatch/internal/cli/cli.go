@@ -49,7 +49,7 @@ and an API key from anywhere: see user claim and key create. Exit codes: 0 done,
 		Writer: stdout, ErrWriter: stderr,
 		Reader: os.Stdin,
 		Commands: []*cli.Command{
-			serveCommand(), statusCommand(), healthCommand(), tokenCommand(), nodeCommand(), metricsCommand(), topCommand(), auditCommand(), userCommand(), keyCommand(),
+			serveCommand(), statusCommand(), healthCommand(), tokenCommand(), nodeCommand(), policyCommand(), metricsCommand(), topCommand(), auditCommand(), userCommand(), keyCommand(),
 			caCommand(), pskCommand(), backupCommand(), restoreCommand(), versionCommand(), completionCommand(), exitCodesCommand(), manCommand(),
 		},
 		EnableBashCompletion: true,

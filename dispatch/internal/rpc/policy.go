@@ -30,7 +30,6 @@ type policyService struct {
 const (
 	defaultPolicies, maxPolicies = 50, 500
 	maxPolicyNote                = 1024
-	maxFindings                  = 200
 )
 
 func (a *API) newRollout() *hubpolicy.Rollout {
@@ -123,72 +122,40 @@ func (a *API) subjects(ctx context.Context) ([]policy.Subject, error) {
 	return hubpolicy.Subjects(nodes), nil
 }
 
-// review is what is to be said of a text.
-type review struct {
-	text          *hubpolicy.Text // nil where it cannot be understood
-	findings      []*dispatchv1.PolicyFinding
-	tests, failed int
-}
-
-func (a *API) review(ctx context.Context, source string) (r review, err error) {
-	r.text, err = hubpolicy.Parse(source)
-	if e, ok := errors.AsType[*hubpolicy.Error](err); ok {
-		r.findings = []*dispatchv1.PolicyFinding{{Line: uint32(e.Line), Column: uint32(e.Column), Message: e.Message}}
-		return r, nil
-	}
-	if err != nil {
-		return r, err
-	}
+func (a *API) examine(ctx context.Context, source string) (hubpolicy.Review, error) {
 	nodes, err := a.subjects(ctx)
 	if err != nil {
-		return r, err
+		return hubpolicy.Review{}, err
 	}
-	d := r.text.Document
-	results, err := d.RunTests(nodes)
-	if err != nil { // too much work
-		r.findings, r.failed = []*dispatchv1.PolicyFinding{{Message: err.Error()}}, len(d.Tests)
-		return r, nil
-	}
-	r.tests = len(results)
-	for i := range results {
-		if results[i].OK() {
-			continue
-		}
-		r.failed++
-		line, column := r.text.Place(fmt.Sprintf("/tests/%d", results[i].Test))
-		for _, why := range d.Failures(&results[i]) {
-			if len(r.findings) < maxFindings {
-				r.findings = append(r.findings, &dispatchv1.PolicyFinding{Line: uint32(line), Column: uint32(column), Message: why.Error()})
-			}
-		}
-	}
-	return r, nil
+	return hubpolicy.Examine(source, nodes), nil
 }
 
 func (p policyService) TestPolicy(ctx context.Context, req *dispatchv1.TestPolicyRequest) (*dispatchv1.TestPolicyResponse, error) {
-	r, err := p.review(ctx, req.GetSource())
+	r, err := p.examine(ctx, req.GetSource())
 	if err != nil {
 		return nil, err
 	}
-	return &dispatchv1.TestPolicyResponse{
-		Ok: len(r.findings) == 0, Findings: r.findings, Tests: uint32(r.tests), Failed: uint32(r.failed),
-	}, nil
+	res := &dispatchv1.TestPolicyResponse{Ok: len(r.Findings) == 0, Tests: uint32(r.Tests), Failed: uint32(r.Failed)}
+	for _, f := range r.Findings {
+		res.Findings = append(res.Findings, &dispatchv1.PolicyFinding{Line: uint32(f.Line), Column: uint32(f.Column), Message: f.Message})
+	}
+	return res, nil
 }
 
 func (p policyService) ProposePolicy(ctx context.Context, req *dispatchv1.ProposePolicyRequest) (*dispatchv1.ProposePolicyResponse, error) {
 	if len(req.GetNote()) > maxPolicyNote {
 		return nil, invalid("note: want at most %d bytes", maxPolicyNote)
 	}
-	r, err := p.review(ctx, req.GetSource())
+	r, err := p.examine(ctx, req.GetSource())
 	if err != nil {
 		return nil, err
 	}
-	if len(r.findings) > 0 {
-		return nil, badPolicy(r.findings)
+	if len(r.Findings) > 0 {
+		return nil, badPolicy(r.Findings)
 	}
 	// Nodes need no white space, and each of thousands fetches it.
 	var doc bytes.Buffer
-	if err := json.Compact(&doc, r.text.Document.Marshal()); err != nil {
+	if err := json.Compact(&doc, r.Text.Document.Marshal()); err != nil {
 		return nil, wireError(ctx, p.log, "store policy", err)
 	}
 	if doc.Len() > hubpolicy.MaxText {
@@ -205,7 +172,7 @@ func (p policyService) ProposePolicy(ctx context.Context, req *dispatchv1.Propos
 }
 
 // badPolicy is the refusal of a text; it shows the first of what is wrong.
-func badPolicy(findings []*dispatchv1.PolicyFinding) error {
+func badPolicy(findings []hubpolicy.Finding) error {
 	const most = 10
 	var out []string
 	for i, f := range findings {
@@ -213,11 +180,7 @@ func badPolicy(findings []*dispatchv1.PolicyFinding) error {
 			out = append(out, fmt.Sprintf("and %d more", len(findings)-most))
 			break
 		}
-		at := ""
-		if f.GetLine() > 0 {
-			at = fmt.Sprintf("%d:%d: ", f.GetLine(), f.GetColumn())
-		}
-		out = append(out, at+f.GetMessage())
+		out = append(out, f.String())
 	}
 	return fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_UNSPECIFIED,
 		"policy refused: "+strings.Join(out, "\n"), "try it without storing it: bauxite-dispatch policy test FILE")
