@@ -149,8 +149,9 @@ func TestBinaryServesInEmptyRoot(t *testing.T) {
 	if err != nil || !strings.HasPrefix(string(line[:n]), "bauxite-dispatch: node URL https://") {
 		t.Errorf("serve printed %q, %v", line[:n], err)
 	}
-	if out, err := command(ctx, "node", "list").CombinedOutput(); err != nil {
-		t.Errorf("node list: %v: %s", err, out)
+	// The image's health check.
+	if out, err := command(ctx, "health").CombinedOutput(); err != nil {
+		t.Errorf("health: %v: %s", err, out)
 	}
 	stop()
 	_, _ = io.Copy(io.Discard, stdout)
