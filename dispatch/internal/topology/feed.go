@@ -63,12 +63,15 @@ type Feed struct {
 	live      map[identity.PeerID]*Watch
 	followers map[identity.PeerID]map[*Watch]struct{}
 
-	cacheMu sync.Mutex // guards scope and is held while one is read anew
+	cacheMu sync.Mutex // guards scope, not what it holds
 	scope   map[string]*scope
 }
 
 // scope is what is cached of one.
 type scope struct {
+	// mu is held while the database is read anew: all watchers of the scope want the
+	// same then, those of others do not wait for it.
+	mu      sync.Mutex
 	countRV uint64
 	size    int
 	counted bool
@@ -413,10 +416,11 @@ func (w *Watch) backlog(ctx context.Context, rv uint64) error {
 
 // members returns how many a scope has, up to a few changes ago.
 func (f *Feed) members(ctx context.Context, site string) (int, error) {
-	f.cacheMu.Lock()
-	defer f.cacheMu.Unlock()
-	sc, rv := f.scopeLocked(site), f.RV()
-	if sc.counted && (rv == sc.countRV || sc.size > f.lazy && rv <= sc.countRV+maxStale) {
+	sc := f.scopeOf(site)
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	rv := f.RV()
+	if sc.counted && sc.holds(rv, uint64(f.lazy)) {
 		return sc.size, nil
 	}
 	n, err := f.src.ScopeSize(ctx, site)
@@ -427,8 +431,17 @@ func (f *Feed) members(ctx context.Context, site string) (int, error) {
 	return n, nil
 }
 
-// scopeLocked returns what is cached of a site.
-func (f *Feed) scopeLocked(site string) *scope {
+// holds reports whether the count still tells at rv on which side of lazy the scope
+// is. A change adds one member at most; a large scope may be so a little longer.
+func (sc *scope) holds(rv, lazy uint64) bool {
+	size, since := uint64(sc.size), rv-sc.countRV
+	return since == 0 || size+since <= lazy || size > lazy && since <= maxStale
+}
+
+// scopeOf returns what is cached of a site.
+func (f *Feed) scopeOf(site string) *scope {
+	f.cacheMu.Lock()
+	defer f.cacheMu.Unlock()
 	sc := f.scope[site]
 	if sc == nil {
 		sc = &scope{}
@@ -445,9 +458,9 @@ func (w *Watch) snapshot(ctx context.Context) (*cached, error) {
 	if w.Lazy {
 		return f.read(ctx, w.site, append([]identity.PeerID{}, only...))
 	}
-	f.cacheMu.Lock()
-	defer f.cacheMu.Unlock()
-	sc := f.scopeLocked(w.site)
+	sc := f.scopeOf(w.site)
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
 	if sc.snap == nil || f.RV() > sc.snap.state.RV+maxStale {
 		c, err := f.read(ctx, w.site, nil)
 		if err != nil {

@@ -69,3 +69,26 @@ func TestPresenceIsGathered(t *testing.T) {
 		}
 	})
 }
+
+func TestCountHolds(t *testing.T) {
+	tests := []struct {
+		size  int
+		since uint64
+		want  bool
+	}{
+		{200, 0, true},
+		{200, 312, true},
+		{200, 313, false}, // all of them may have joined here
+		{512, 0, true},
+		{512, 1, false},
+		{513, 0, true},
+		{513, maxStale, true}, // one may have left
+		{513, maxStale + 1, false},
+	}
+	for _, tt := range tests {
+		sc := &scope{size: tt.size, countRV: 1000, counted: true}
+		if got := sc.holds(1000+tt.since, LazyAbove); got != tt.want {
+			t.Errorf("%d members, %d changes ago: %v, want %v", tt.size, tt.since, got, tt.want)
+		}
+	}
+}

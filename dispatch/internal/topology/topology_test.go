@@ -253,8 +253,8 @@ func TestLazySwitch(t *testing.T) {
 		t.Errorf("snapshot = %v with %d chunks, want all peers", w.Snapshot, len(w.Chunks))
 	}
 	src.members[""] = 3
-	feed.Publish(Event{RV: 10, Scope: ""})
-	src.rv = 10
+	feed.Publish(Event{RV: 10, Scope: ""}, Event{RV: 11, Scope: ""}) // one each
+	src.rv = 11
 	if w := start(t, feed, Request{Epoch: 77, RV: 9}); w.Snapshot || !w.Lazy {
 		t.Errorf("snapshot = %v, lazy = %v; want to go on lazily", w.Snapshot, w.Lazy)
 	}
