@@ -7,6 +7,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -74,6 +75,7 @@ type Engine struct {
 	asking    map[Query][]func(error)
 	absent    map[identity.PeerID]time.Time // senders whom the hub does not know
 	doc       *policy.Document
+	docText   []byte // as the hub sent it
 	docSeq    uint64
 }
 
@@ -355,12 +357,16 @@ func (e *Engine) routes() map[netip.Addr]*dataplane.Peer {
 // one in force.
 func (e *Engine) Policy(version uint64, document []byte) {
 	e.box.post(func() {
+		// An activation may leave this node's policy as it is.
+		if e.doc != nil && version == e.docSeq && bytes.Equal(document, e.docText) {
+			return
+		}
 		doc, err := policy.Parse(document)
 		if err != nil {
 			e.cfg.Logger.Error("policy does not parse; keeping the old one", "version", version, "err", err)
 			return
 		}
-		e.doc, e.docSeq = doc, version
+		e.doc, e.docText, e.docSeq = doc, document, version
 		e.cfg.Policy.Apply(doc, e.subjects())
 		e.cfg.Logger.Info("policy in force", "version", version)
 	})
