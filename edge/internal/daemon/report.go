@@ -33,9 +33,9 @@ type reporter struct {
 func (r *reporter) run(ctx context.Context) {
 	every, failed := reportEvery, false
 	for {
-		// A fleet that started at once does not report at once.
+		// A fleet that started at once does not report at once; none is ever late.
 		select {
-		case <-time.After(every - every/10 + rand.N(every/5+1)):
+		case <-time.After(every - rand.N(every/10+1)):
 		case <-ctx.Done():
 			return
 		}

@@ -46,10 +46,10 @@ func TestReporter(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); r.run(ctx) }()
 		mu.pass(100 * time.Second)
-		if n := len(at); n < 9 || n > 11 {
+		if n := len(at); n < 10 || n > 11 {
 			t.Errorf("%d reports in 100 s: %v", n, at)
 		}
-		if d := at[0]; d < 9*time.Second || d > 11*time.Second {
+		if d := at[0]; d < 9*time.Second || d > 10*time.Second {
 			t.Errorf("first report after %v", d)
 		}
 		answer = hub.ErrDown
