@@ -5,7 +5,10 @@ package hub
 import (
 	"crypto/tls"
 	"errors"
+	"strings"
 	"testing"
+
+	"connectrpc.com/connect"
 
 	"github.com/bauxite-mesh/bauxite/conduit/hub/hubtest"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -88,5 +91,19 @@ func TestRekeyAndLeave(t *testing.T) {
 	}
 	if _, _, err := c.Recover(t.Context(), Recovery{Keys: keys, MeshID: h.MeshID, Generation: 1}); !errors.Is(err, ErrRecoveryRefused) {
 		t.Errorf("recover after leaving: %v", err)
+	}
+}
+
+// TestPlain: what a person is told of a refused certificate names it.
+func TestPlain(t *testing.T) {
+	alert := connect.NewError(connect.CodeUnavailable, errors.New("remote error: tls: bad certificate"))
+	if got := plain(alert).Error(); !strings.HasPrefix(got, "the hub refuses this node's certificate") {
+		t.Errorf("plain = %q", got)
+	}
+	if got := plain(connect.NewError(connect.CodeUnavailable, ErrDown)); got != ErrDown {
+		t.Errorf("plain = %v, want %v", got, ErrDown)
+	}
+	if plain(nil) != nil {
+		t.Error("plain of nothing is something")
 	}
 }

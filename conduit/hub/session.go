@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,12 +121,16 @@ func (c *Connector) connect(ctx context.Context, st *state) (up time.Duration, e
 	return up, err
 }
 
-// plain drops the RPC code that connect puts before what happened on our side of
-// the wire: it says nothing to a person.
+// plain makes an error fit for people: without the RPC code that connect puts before
+// what happened on our side of the wire.
 func plain(err error) error {
 	var ce *connect.Error
 	if errors.As(err, &ce) && !connect.IsWireError(err) && ce.Unwrap() != nil {
-		return ce.Unwrap()
+		err = ce.Unwrap()
+	}
+	// An alert has no type, and its name does not say whose certificate it is about.
+	if err != nil && strings.Contains(err.Error(), "remote error: tls: bad certificate") {
+		return fmt.Errorf("the hub refuses this node's certificate: it is revoked, or the node is locked: %w", err)
 	}
 	return err
 }
