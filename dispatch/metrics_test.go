@@ -72,6 +72,9 @@ func TestReportMetrics(t *testing.T) {
 		t.Errorf("bad report: %v", err)
 	}
 
+	_, err = m.metrics().GetFleetMetrics(ctx, &dispatchv1.GetFleetMetricsRequest{})
+	wantReason(t, "a node asks for the fleet", err, dispatchv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED)
+
 	got, err := admin.GetNodeMetrics(ctx, &dispatchv1.GetNodeMetricsRequest{Node: "robot"})
 	if err != nil || got.GetNodeId() != m.id.String() || len(got.GetSamples()) != 1 {
 		t.Fatalf("node metrics %v, %v", got, err)
@@ -96,7 +99,7 @@ func TestReportMetrics(t *testing.T) {
 		`bauxite_hub_nodes{state="active"} 1`, `bauxite_hub_joins_total 1`,
 		`bauxite_fleet_reports_total{outcome="too_soon"} 1`, `bauxite_fleet_reports_total{outcome="invalid"} 1`,
 		`bauxite_hub_rpc_requests_total{code="resource_exhausted",procedure="/bauxite.dispatch.v1.MetricsService/ReportMetrics"} 1`,
-		`bauxite_hub_scrape_errors_total 0`,
+		`bauxite_hub_refusals_total{reason="caller_not_allowed"} 1`, `bauxite_hub_scrape_errors_total 0`,
 	} {
 		if !strings.Contains(body, want+"\n") {
 			t.Errorf("no %s", want)

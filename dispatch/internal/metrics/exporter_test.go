@@ -86,6 +86,14 @@ bauxite_fleet_lane_bytes_total{direction="rx",lane="telemetry"} 3.66018e+07
 bauxite_fleet_lane_bytes_total{direction="tx",lane="bulk"} 1.081107e+08
 bauxite_fleet_lane_bytes_total{direction="tx",lane="critical"} 3.60369e+07
 bauxite_fleet_lane_bytes_total{direction="tx",lane="telemetry"} 7.20738e+07
+# HELP bauxite_fleet_lane_packets_total Packets of all nodes by lane and direction.
+# TYPE bauxite_fleet_lane_packets_total counter
+bauxite_fleet_lane_packets_total{direction="rx",lane="bulk"} 450900
+bauxite_fleet_lane_packets_total{direction="rx",lane="critical"} 150300
+bauxite_fleet_lane_packets_total{direction="rx",lane="telemetry"} 300600
+bauxite_fleet_lane_packets_total{direction="tx",lane="bulk"} 897300
+bauxite_fleet_lane_packets_total{direction="tx",lane="critical"} 299100
+bauxite_fleet_lane_packets_total{direction="tx",lane="telemetry"} 598200
 # HELP bauxite_fleet_path_rtt_seconds Round-trip times of paths, one observation for each report of a path.
 # TYPE bauxite_fleet_path_rtt_seconds histogram
 bauxite_fleet_path_rtt_seconds_bucket{le="0.0005"} 0
