@@ -100,7 +100,7 @@ func TestPlain(t *testing.T) {
 	if got := plain(alert).Error(); !strings.HasPrefix(got, "the hub refuses this node's certificate") {
 		t.Errorf("plain = %q", got)
 	}
-	if got := plain(connect.NewError(connect.CodeUnavailable, ErrDown)); got != ErrDown {
+	if got := plain(connect.NewError(connect.CodeUnavailable, ErrDown)); !errors.Is(got, ErrDown) || got.Error() != ErrDown.Error() {
 		t.Errorf("plain = %v, want %v", got, ErrDown)
 	}
 	if plain(nil) != nil {
