@@ -32,9 +32,9 @@ const (
 
 // Hub is a hub in a process of its own, on loopback.
 type Hub struct {
-	bin, dir    string
-	env         []string
-	addr, admin string
+	bin, dir      string
+	env           []string
+	addr, metrics string
 
 	cmd  *exec.Cmd
 	log  *os.File
@@ -45,7 +45,7 @@ type Hub struct {
 // newHub chooses the ports. Nothing runs yet.
 func newHub(ctx context.Context, bin, dir string, env []string) (*Hub, error) {
 	h := &Hub{bin: bin, dir: dir, env: env}
-	for _, a := range []*string{&h.addr, &h.admin} {
+	for _, a := range []*string{&h.addr, &h.metrics} {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, fmt.Errorf("choose port: %w", err)
@@ -70,7 +70,7 @@ func (h *Hub) Start(ctx context.Context) error {
 		return fmt.Errorf("start hub: %w", err)
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), h.bin, "serve", "--data", h.dir, "--listen", h.addr,
-		"--admin-listen", h.admin, "--stun-listen", "off", "--public-url", "https://"+h.addr, "--log-format", "json")
+		"--admin-listen", "off", "--metrics-listen", h.metrics, "--stun-listen", "off", "--public-url", "https://"+h.addr, "--log-format", "json")
 	cmd.Env = append(os.Environ(), h.env...)
 	cmd.Stderr = log
 	// The hub must not outlive a generator that is killed.
@@ -263,10 +263,10 @@ func parseStat(s string) (time.Duration, error) {
 	return time.Duration(user+system) * clockTick, nil
 }
 
-// debug asks net/http/pprof on the admin port, if the hub serves it there.
+// debug asks the metrics port for what the hub's runtime tells of itself.
 func (h *Hub) debug(ctx context.Context, u *Usage) {
 	get := func(path string) string {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.admin+path, nil)
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.metrics+path, nil)
 		if err != nil {
 			return ""
 		}
@@ -281,9 +281,19 @@ func (h *Hub) debug(ctx context.Context, u *Usage) {
 		}
 		return string(b)
 	}
-	_, _ = fmt.Sscanf(get("/debug/pprof/goroutine?debug=1"), "goroutine profile: total %d", &u.Goroutines)
-	for line := range strings.Lines(get("/debug/pprof/heap?debug=1")) {
-		_, _ = fmt.Sscanf(line, "# HeapAlloc = %d", &u.Heap)
-		_, _ = fmt.Sscanf(line, "# Stack = %d", &u.Stack)
+	for line := range strings.Lines(get("/metrics")) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			continue
+		}
+		switch name {
+		case "go_goroutines":
+			u.Goroutines = int(v)
+		case "go_memstats_heap_alloc_bytes":
+			u.Heap = int64(v)
+		case "go_memstats_stack_inuse_bytes":
+			u.Stack = int64(v)
+		}
 	}
 }
