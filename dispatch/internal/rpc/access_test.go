@@ -250,6 +250,28 @@ func TestStreamsAreCut(t *testing.T) {
 	}
 }
 
+// TestStreamRechecks: a key that was revoked between the request and the moment
+// from which its streams are known does not slip through.
+func TestStreamRechecks(t *testing.T) {
+	h := newGateHub(t)
+	text, id := h.key("alice", authz.Owner, time.Hour)
+	k, err := authz.ParseKey(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := caller{class: user, key: id}
+	if err := h.keys.load(t.Context(), &c, k.Match); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.store.RevokeAPIKey(t.Context(), store.Grantor{}, id); err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.gate.enter(withCaller(t.Context(), c), dispatchv1connect.AuditServiceTailAuditEntriesProcedure, true)
+	if reasonOf(err) != dispatchv1.ErrorReason_ERROR_REASON_KEY_INVALID {
+		t.Errorf("a stream of a revoked key: %v", err)
+	}
+}
+
 // TestFailuresAreLimited: who fails too often is refused before the database is
 // asked, and only he.
 func TestFailuresAreLimited(t *testing.T) {
@@ -300,6 +322,9 @@ func TestFailuresAreLimited(t *testing.T) {
 		if want := i == failBurst; (connect.CodeOf(err) == connect.CodeResourceExhausted) != want {
 			t.Errorf("IPv6 address %d: %v", i, err)
 		}
+	}
+	if err := try(fresh, "[2001:db9::1]:1"); err != nil {
+		t.Errorf("another IPv6 network: %v", err)
 	}
 	// Two headers are a trick, whichever of them is good.
 	r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "/", nil)
