@@ -199,6 +199,9 @@ type Restored struct {
 	// Denials is how many revocations were taken over from them, because the backup
 	// is older.
 	Denials int
+	// DenialsErr tells why those could not be read; the restore was done all the
+	// same, since a database that cannot be read may be why somebody restores.
+	DenialsErr error
 }
 
 // Restore puts a backup into dir, which must not be in use. The mesh gets a new
@@ -225,10 +228,7 @@ func Restore(ctx context.Context, dir string, archive io.Reader) (res Restored, 
 	}
 	res.MeshID, res.Created = m.MeshID, m.Created
 	kept, err := oldDenials(ctx, dir)
-	if err != nil {
-		return res, err
-	}
-	res.Denials = len(kept)
+	res.Denials, res.DenialsErr = len(kept), err
 	if err := rebase(ctx, filepath.Join(tmp, databaseFile), m, kept); err != nil {
 		return res, err
 	}
@@ -301,18 +301,14 @@ func writeEntry(name string, r io.Reader) (err error) {
 	return nil
 }
 
-// oldDenials reads the revocations of the database that is to be replaced. One that
-// cannot be read is none: that may be why somebody restores.
+// oldDenials reads the revocations of the database that is to be replaced, where
+// there is one.
 func oldDenials(ctx context.Context, dir string) ([]store.Denial, error) {
 	name := filepath.Join(dir, databaseFile)
 	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	old, err := store.ReadDenials(ctx, name)
-	if err != nil {
-		return nil, nil //nolint:nilerr // see above
-	}
-	return old, nil
+	return store.ReadDenials(ctx, name)
 }
 
 // rebase makes the database one of a new epoch.

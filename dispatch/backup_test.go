@@ -210,8 +210,13 @@ func TestRestoreRefused(t *testing.T) {
 	if err := s.Serve(ctx); !errors.Is(err, dispatch.ErrUnfinished) {
 		t.Errorf("serve = %v, want ErrUnfinished", err)
 	}
-	if _, err := dispatch.Restore(ctx, h.Dir(), bytes.NewReader(good)); err != nil {
-		t.Errorf("restore again: %v", err)
+	// A database that cannot be read any more is no reason not to restore, but one
+	// to say that its revocations are lost.
+	if err := os.WriteFile(filepath.Join(h.Dir(), "dispatch.db"), bytes.Repeat([]byte("x"), 9000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := dispatch.Restore(ctx, h.Dir(), bytes.NewReader(good)); err != nil || res.DenialsErr == nil {
+		t.Errorf("restore again = %+v, %v", res, err)
 	}
 }
 

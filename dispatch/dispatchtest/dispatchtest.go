@@ -41,7 +41,7 @@ func Start(tb testing.TB, change ...func(*dispatch.Config)) *Hub {
 	h.cfg = dispatch.Config{
 		DataDir: dir, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", STUNListen: "127.0.0.1:0",
 		MetricsListen: "127.0.0.1:0",
-		Logger: slog.New(slog.NewJSONHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger:        slog.New(slog.NewJSONHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, f := range change {
 		f(&h.cfg)

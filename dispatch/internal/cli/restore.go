@@ -18,6 +18,7 @@ type restoreRow struct {
 	Created time.Time `json:"backup_created"`
 	Aside   string    `json:"aside"`
 	Denials int       `json:"revocations_kept"`
+	Warning string    `json:"warning,omitempty"`
 }
 
 func restoreCommand() *cli.Command {
@@ -52,8 +53,16 @@ func restore(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
+	warning := ""
+	if r.DenialsErr != nil {
+		warning = fmt.Sprintf("the revocations of the database that was there could not be read (%v): revoke again what was revoked after %s",
+			r.DenialsErr, r.Created.UTC().Format(time.RFC3339))
+	}
 	if c.Bool("json") {
-		return printJSON(c.App.Writer, restoreRow{r.MeshID, r.Created, r.Aside, r.Denials})
+		return printJSON(c.App.Writer, restoreRow{r.MeshID, r.Created, r.Aside, r.Denials, warning})
+	}
+	if warning != "" {
+		_, _ = fmt.Fprintf(c.App.ErrWriter, "bauxite-dispatch: warning: %s\n", warning)
 	}
 	_, _ = fmt.Fprintf(c.App.ErrWriter, "bauxite-dispatch: mesh %s is restored as of %s; start the hub now\n", r.MeshID, r.Created.Local().Format(time.DateTime))
 	if r.Aside != "" {
