@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
 )
 
 const (
@@ -80,6 +82,7 @@ func (h *handshaker) run() {
 }
 
 func (h *handshaker) handshake(c net.Conn) {
+	relay.ShortQueue(c)
 	tc := tls.Server(c, h.cfg)
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()

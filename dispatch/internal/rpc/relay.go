@@ -40,6 +40,9 @@ func (s relayService) GetTurnCredentials(ctx context.Context, _ *dispatchv1.GetT
 		return &dispatchv1.GetTurnCredentialsResponse{}, nil
 	}
 	c := s.cfg.TURN(callerOf(ctx).id)
+	if len(c.URLs) == 0 {
+		return &dispatchv1.GetTurnCredentialsResponse{}, nil
+	}
 	return &dispatchv1.GetTurnCredentialsResponse{
 		Urls: c.URLs, Username: c.Username, Password: c.Password, Expires: timestamppb.New(c.Expires),
 	}, nil
