@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/tools/internal/step"
@@ -39,9 +40,11 @@ func (e *env) proxies(ctx context.Context) {
 				return err
 			}
 			defer os.RemoveAll(dir)
-			r := &proxyRun{env: e, log: log, dir: dir}
 			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-			defer func() { cancel(); r.wait() }()
+			defer cancel()
+			ctx, end := context.WithCancelCause(ctx)
+			r := &proxyRun{env: e, log: log, dir: dir, end: end}
+			defer func() { end(nil); r.running.Wait() }()
 			return r.run(ctx, program, p.config, p.args)
 		})
 	}
@@ -52,7 +55,8 @@ type proxyRun struct {
 	*env
 	log     *step.Log
 	dir     string
-	started []*exec.Cmd
+	end     context.CancelCauseFunc // ends the run
+	running sync.WaitGroup
 }
 
 func (r *proxyRun) run(ctx context.Context, proxy, config string, args []string) error {
@@ -142,7 +146,7 @@ func (r *proxyRun) answer(ctx context.Context, name string, args ...string) (str
 	return strings.TrimSpace(out), err
 }
 
-// start runs a program until ctx ends.
+// start runs a program until ctx ends. If it ends before, so does the run.
 func (r *proxyRun) start(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = r.dir, r.log, r.log
@@ -151,14 +155,11 @@ func (r *proxyRun) start(ctx context.Context, name string, args ...string) error
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r.started = append(r.started, cmd)
-	return nil
-}
-
-func (r *proxyRun) wait() {
-	for _, cmd := range r.started {
+	r.running.Go(func() {
 		_ = cmd.Wait()
-	}
+		r.end(fmt.Errorf("%s ended: %s", filepath.Base(name), cmd.ProcessState))
+	})
+	return nil
 }
 
 // until tries do until it works or ctx ends.
@@ -172,7 +173,7 @@ func until(ctx context.Context, do func() error) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
+			return errors.Join(context.Cause(ctx), err)
 		case <-t.C:
 		}
 	}
@@ -190,7 +191,7 @@ func listens(ctx context.Context, port string) error {
 func freePorts(n int) ([]string, error) {
 	var ports []string
 	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // nothing to wait for
+		ln, err := net.Listen("tcp", ":0") //nolint:noctx // nothing to wait for
 		if err != nil {
 			return nil, err
 		}
