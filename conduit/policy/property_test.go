@@ -296,11 +296,16 @@ func TestReachAndDiffAgainstNaive(t *testing.T) {
 		if err != nil || diff.Truncated {
 			t.Fatal(err, diff.Truncated)
 		}
+		ev, err := NewEvaluator(d)
+		if err != nil {
+			t.Fatal(err)
+		}
 		for _, src := range nodes {
 			for _, dst := range nodes {
 				if src.ID == dst.ID {
 					continue
 				}
+				some := false
 				for name, num := range names {
 					ports := []int{0}
 					if name == "tcp" || name == "udp" {
@@ -324,12 +329,16 @@ func TestReachAndDiffAgainstNaive(t *testing.T) {
 							}
 							if was {
 								open++
+								some = true
 							}
 							if was != is {
 								changed++
 							}
 						}
 					}
+				}
+				if got := ev.MayBegin(&src, &dst); got != some {
+					t.Fatalf("seed %d: %s may begin with %s: %v, want %v", seed, src.Name, dst.Name, got, some)
 				}
 			}
 		}

@@ -170,15 +170,27 @@ func (r *reacher) key(i, j int) (string, bool) {
 }
 
 func (r *reacher) compute(i, j int) *reach {
-	var guards, allow []*body
-	r.src[i].each(r.dst[j], func(n int) {
-		if n < r.m.guards {
-			guards = append(guards, &r.m.rules[n].body)
+	guards, allow := r.m.between(r.src[i], r.dst[j])
+	out, work := openings(guards, allow, r.lanes[i])
+	r.left -= work
+	return out
+}
+
+// between returns what the rules about both a source and a destination say.
+func (m *matrix) between(src, dst bitset) (guards, allow []*body) {
+	src.each(dst, func(n int) {
+		if n < m.guards {
+			guards = append(guards, &m.rules[n].body)
 		} else {
-			allow = append(allow, &r.m.rules[n].body)
+			allow = append(allow, &m.rules[n].body)
 		}
 	})
-	out := new(reach)
+	return guards, allow
+}
+
+// openings works out what rules leave open on the lanes that the source may use.
+func openings(guards, allow []*body, lanes uint8) (out *reach, work int) {
+	out = new(reach)
 	for p := range protoAny {
 		var cuts []int
 		for _, b := range slices.Concat(guards, allow) {
@@ -188,13 +200,13 @@ func (r *reacher) compute(i, j int) *reach {
 				}
 			}
 		}
-		r.left -= (len(guards) + len(allow)) * (len(cuts) + 1)
+		work += (len(guards) + len(allow)) * (len(cuts) + 1)
 		for _, c := range intervals(cuts) {
-			c.lanes = openLanes(allow, p, c.lo) &^ openLanes(guards, p, c.lo) & r.lanes[i]
+			c.lanes = openLanes(allow, p, c.lo) &^ openLanes(guards, p, c.lo) & lanes
 			out[p] = appendSpan(out[p], c)
 		}
 	}
-	return out
+	return out, work
 }
 
 // intervals cuts all ports at the given places.
