@@ -299,3 +299,69 @@ func TestPolicyDiffAndExplain(t *testing.T) {
 		t.Errorf("unknown node: %v", err)
 	}
 }
+
+// The hub carries between two nodes what either policy in force allows, and stops
+// when neither does.
+func TestPolicyStageTalk(t *testing.T) {
+	ctx := testContext(t)
+	h := dispatchtest.Start(t)
+	a, b := join(t, h, "a"), join(t, h, "b")
+	c := policiesOf(h)
+	for v, source := range []string{
+		`{"version": 1, "allow": [{"src": ["*"], "dst": ["name:nobody"]}]}`,
+		`{"version": 1, "allow": [{"src": ["name:b"], "dst": ["*"], "proto": "tcp", "ports": ["22"], "lanes": ["bulk"]}]}`,
+	} {
+		if _, err := c.ProposePolicy(ctx, &dispatchv1.ProposePolicyRequest{Source: source, BaseVersion: uint64(v + 1)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sa, sb := a.signal(ctx), b.signal(ctx)
+	seq := uint64(0)
+	carried := func() bool {
+		t.Helper()
+		seq++
+		if err := sa.Send(&dispatchv1.ExchangeCandidatesRequest{To: b.id.String(), Seq: seq, Body: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+		answers := make(chan bool, 2)
+		// Either the sender hears that it was not carried, or the receiver gets it.
+		for _, s := range []*bidi{sa, sb} {
+			go func() {
+				res, err := s.Receive()
+				answers <- err == nil && res.GetDelivery() != nil
+			}()
+		}
+		got := <-answers
+		// The other one is still reading: let it read the next message to itself.
+		if got {
+			_ = sb.Send(&dispatchv1.ExchangeCandidatesRequest{To: a.id.String(), Seq: seq, Body: []byte("x")})
+		} else {
+			_ = sb.Send(&dispatchv1.ExchangeCandidatesRequest{To: b.id.String(), Seq: seq, Body: []byte("x")})
+		}
+		<-answers
+		return got
+	}
+	activate := func(version uint64, canary ...string) {
+		t.Helper()
+		if _, err := c.ActivatePolicy(ctx, &dispatchv1.ActivatePolicyRequest{Version: version, Canary: canary}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !carried() {
+		t.Error("denied under the first policy")
+	}
+	activate(2)
+	if carried() {
+		t.Error("carried although nobody may talk")
+	}
+	activate(3, "name:a")
+	if !carried() {
+		t.Error("denied although the candidate allows it")
+	}
+	if _, err := c.RollbackPolicy(ctx, &dispatchv1.RollbackPolicyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if carried() {
+		t.Error("carried after the rollback")
+	}
+}

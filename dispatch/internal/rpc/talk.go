@@ -29,7 +29,7 @@ type talks struct {
 
 	mu         sync.Mutex // guards the following
 	generation uint64
-	documents  []*policy.Document // in force for some node
+	documents  []*policy.Evaluator // in force for some node
 	pairs      map[[2]identity.PeerID]talk
 }
 
@@ -81,11 +81,7 @@ func (t *talks) may(ctx context.Context, a, b identity.PeerID, generation uint64
 	}
 	ok := false
 	for _, d := range docs {
-		flows, truncated, err := d.Reach(nodes)
-		if err != nil {
-			return false, fmt.Errorf("evaluate policy: %w", err)
-		}
-		ok = ok || truncated || len(flows) > 0
+		ok = ok || d.MayBegin(&nodes[0], &nodes[1]) || d.MayBegin(&nodes[1], &nodes[0])
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -100,10 +96,10 @@ func (t *talks) may(ctx context.Context, a, b identity.PeerID, generation uint64
 }
 
 // load reads the policies in force, of which there are two while one is staged.
-func (t *talks) load(ctx context.Context) (out []*policy.Document, err error) {
+func (t *talks) load(ctx context.Context) (out []*policy.Evaluator, err error) {
 	a, err := t.store.Activation(ctx)
 	if errors.Is(err, store.ErrNotFound) {
-		return []*policy.Document{}, nil
+		return []*policy.Evaluator{}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -121,7 +117,11 @@ func (t *talks) load(ctx context.Context) (out []*policy.Document, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("read policy: %w", err)
 		}
-		out = append(out, d)
+		e, err := policy.NewEvaluator(d)
+		if err != nil {
+			return nil, fmt.Errorf("read policy: %w", err)
+		}
+		out = append(out, e)
 	}
 	return out, nil
 }
