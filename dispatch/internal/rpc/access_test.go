@@ -266,7 +266,7 @@ func TestStreamRechecks(t *testing.T) {
 	if _, err := h.store.RevokeAPIKey(t.Context(), store.Grantor{}, id); err != nil {
 		t.Fatal(err)
 	}
-	_, err = h.gate.enter(withCaller(t.Context(), c), dispatchv1connect.AuditServiceTailAuditEntriesProcedure, true)
+	_, err = h.gate.enter(withCaller(t.Context(), &c), dispatchv1connect.AuditServiceTailAuditEntriesProcedure, true)
 	if reasonOf(err) != dispatchv1.ErrorReason_ERROR_REASON_KEY_INVALID {
 		t.Errorf("a stream of a revoked key: %v", err)
 	}

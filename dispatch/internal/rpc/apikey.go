@@ -64,7 +64,7 @@ func (a *API) KeyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := a.keys.authenticate(r)
 		if err == nil {
-			next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), c)))
+			next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), &c)))
 			return
 		}
 		w.Header().Set("Cache-Control", "no-store")

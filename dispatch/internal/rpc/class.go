@@ -171,13 +171,18 @@ func (c *caller) can(p authz.Permission) bool {
 
 type callerKey struct{}
 
-func withCaller(ctx context.Context, c caller) context.Context {
+func withCaller(ctx context.Context, c *caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)
 }
 
-func callerOf(ctx context.Context) caller {
-	c, _ := ctx.Value(callerKey{}).(caller)
-	return c
+// callerOf returns who calls; nobody may change it. It is a pointer because a caller
+// is large, and what lies in the frames of a stream's handler makes its stack twice
+// as large for as long as the stream lives.
+func callerOf(ctx context.Context) *caller {
+	if c, ok := ctx.Value(callerKey{}).(*caller); ok {
+		return c
+	}
+	return &caller{}
 }
 
 // authorize is the only place where a call is let in. What is not allowed here is

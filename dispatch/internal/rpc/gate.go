@@ -113,7 +113,8 @@ func offStack(f func()) {
 // enter lets the caller of ctx in, or says why not. The context that it returns
 // knows the node's standing and the actor.
 func (g *gate) enter(ctx context.Context, procedure string, fresh bool) (context.Context, error) {
-	c := callerOf(ctx)
+	known := *callerOf(ctx)
+	c := &known
 	var err error
 	switch {
 	case c.class == node:
@@ -122,11 +123,11 @@ func (g *gate) enter(ctx context.Context, procedure string, fresh bool) (context
 			return ctx, err
 		}
 	case c.class == user && fresh:
-		if err = g.recheck(ctx, &c); err != nil {
+		if err = g.recheck(ctx, c); err != nil {
 			return ctx, err
 		}
 	}
-	if err := authorize(&c, procedure); err != nil {
+	if err := authorize(c, procedure); err != nil {
 		return ctx, err
 	}
 	if g.entered != nil {
@@ -154,8 +155,7 @@ func (g *gate) WrapStreamingClient(next connect.StreamingClientFunc) connect.Str
 
 func (g *gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		c := callerOf(ctx)
-		ctx, done := g.watch(ctx, &c)
+		ctx, done := g.watch(ctx, callerOf(ctx))
 		defer done()
 		// After watch, so that a revocation falls into neither gap.
 		var err error

@@ -214,7 +214,7 @@ func (a *API) NodeHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p := &pieces{ResponseWriter: w}
 		w = p
-		c := caller{class: anonymous, ip: remoteIP(r), unblock: func() {
+		c := &caller{class: anonymous, ip: remoteIP(r), unblock: func() {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
 		}, hold: func(on bool) { p.held = on }, cut: func() {
 			_ = http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
@@ -235,7 +235,7 @@ func (a *API) NodeHandler() http.Handler {
 func (a *API) AdminHandler() http.Handler {
 	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{class: socket})))
+		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), &caller{class: socket})))
 	})
 }
 
