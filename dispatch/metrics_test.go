@@ -67,7 +67,7 @@ func TestReportMetrics(t *testing.T) {
 	if connect.CodeOf(err) != connect.CodeResourceExhausted || retryAfter(err) == 0 || retryAfter(err) > 1001 {
 		t.Errorf("second report at once: %v, again after %d ms", err, retryAfter(err))
 	}
-	_, err = m.metrics().ReportMetrics(ctx, &dispatchv1.ReportMetricsRequest{Version: "\n"})
+	_, err = join(t, h, "second").metrics().ReportMetrics(ctx, &dispatchv1.ReportMetricsRequest{Version: "\n"})
 	if connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("bad report: %v", err)
 	}
@@ -87,7 +87,7 @@ func TestReportMetrics(t *testing.T) {
 		t.Errorf("metrics of nobody: %v", err)
 	}
 	fleet, err := admin.GetFleetMetrics(ctx, &dispatchv1.GetFleetMetricsRequest{})
-	if err != nil || fleet.GetNodes() != 1 || fleet.GetReporting() != 1 || fleet.GetPaths()["direct"] != 1 ||
+	if err != nil || fleet.GetNodes() != 2 || fleet.GetReporting() != 1 || fleet.GetPaths()["direct"] != 1 ||
 		fleet.GetVersions()["1.2.3"] != 1 || fleet.GetPolicyVersions()["1"] != 1 || fleet.GetLanes()[2].GetTxBytes() != 12345 {
 		t.Errorf("fleet metrics %v, %v", fleet, err)
 	}
@@ -96,7 +96,7 @@ func TestReportMetrics(t *testing.T) {
 	code, body := fetch(ctx, t, url+"/metrics")
 	for _, want := range []string{
 		`bauxite_fleet_lane_bytes_total{direction="tx",lane="bulk"} 12345`,
-		`bauxite_hub_nodes{state="active"} 1`, `bauxite_hub_joins_total 1`,
+		`bauxite_hub_nodes{state="active"} 2`, `bauxite_hub_joins_total 2`,
 		`bauxite_fleet_reports_total{outcome="too_soon"} 1`, `bauxite_fleet_reports_total{outcome="invalid"} 1`,
 		`bauxite_hub_rpc_requests_total{code="resource_exhausted",procedure="/bauxite.dispatch.v1.MetricsService/ReportMetrics"} 1`,
 		`bauxite_hub_refusals_total{reason="caller_not_allowed"} 1`, `bauxite_hub_scrape_errors_total 0`,

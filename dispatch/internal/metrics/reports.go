@@ -63,6 +63,9 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// never is before every time.
+const never = time.Duration(-1 << 62)
+
 // TooSoonError is returned for a report that comes before its time.
 type TooSoonError struct{ RetryAfter time.Duration }
 
@@ -90,6 +93,7 @@ type shard struct {
 }
 
 type node struct {
+	tried    time.Duration // since start, of the last attempt to report; never before the first
 	last     time.Duration // since start, of the last report; negative for one of an earlier run
 	exact    counters      // of the last report
 	sessions uint32
@@ -124,29 +128,50 @@ func (r *Reports) now() time.Duration { return time.Since(r.start) }
 // Report takes the report of a node. It keeps nothing of req. Errors: ErrInvalid,
 // *TooSoonError.
 func (r *Reports) Report(id identity.PeerID, req *dispatchv1.ReportMetricsRequest) error {
-	err := Validate(req)
 	s, now := r.shard(id), r.now()
+	if wait := s.try(id, now, r.cfg.MinInterval); wait > 0 {
+		return &TooSoonError{RetryAfter: wait}
+	}
+	err := Validate(req)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
 		s.totals.invalid++
 		return err
 	}
-	n := s.nodes[id]
-	if n == nil {
-		n = &node{}
-		s.nodes[id] = n
-	} else if wait := n.last + r.cfg.MinInterval - now; n.fresh && wait > 0 {
-		s.totals.tooSoon++
-		return &TooSoonError{RetryAfter: wait}
-	}
-	s.apply(n, req, now, r.start)
+	s.apply(s.node(id), req, now, r.start)
 	return nil
 }
 
+// try takes note of an attempt to report, and returns how long the node has to
+// wait if it comes too soon. Bad reports count: they cost as much as good ones.
+func (s *shard) try(id identity.PeerID, now, interval time.Duration) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.node(id)
+	if wait := n.tried + interval - now; wait > 0 {
+		s.totals.tooSoon++
+		return wait
+	}
+	n.tried = now
+	return 0
+}
+
+func (s *shard) node(id identity.PeerID) *node {
+	n := s.nodes[id]
+	if n == nil {
+		n = &node{tried: never}
+		s.nodes[id] = n
+	}
+	return n
+}
+
+// known tells whether the node has reported, to this run or to an earlier one.
+func (n *node) known() bool { return n != nil && n.cur != (state{}) }
+
 func (s *shard) apply(n *node, req *dispatchv1.ReportMetricsRequest, now time.Duration, start time.Time) {
 	st := stateOf(req)
-	known := n.cur != (state{})
+	known := n.known()
 	reset := known && st.started != n.cur.started
 	var c counters
 	if known && !reset {
@@ -253,7 +278,7 @@ func (r *Reports) Reports(ids []identity.PeerID) []NodeReport {
 	for _, id := range ids {
 		s := r.shard(id)
 		s.mu.Lock()
-		if n := s.nodes[id]; n != nil {
+		if n := s.nodes[id]; n.known() {
 			out = append(out, NodeReport{
 				ID: id, Applied: n.cur.policy, Generation: n.cur.generation,
 				Denied: n.exact[denied], DeniedPerMinute: n.deniedPerMinute(),
@@ -299,7 +324,7 @@ func (r *Reports) Node(id identity.PeerID, limit int) []*dispatchv1.NodeSample {
 	s := r.shard(id)
 	s.mu.Lock()
 	wall, now := time.Now(), r.now()
-	if n := s.nodes[id]; n != nil {
+	if n := s.nodes[id]; n.known() {
 		all = make([]sample, 0, n.hist.samples()+1)
 		n.hist.each(func(c cursor, s *state) { all = append(all, sample{c, *s}) })
 		if len(all) == 0 {

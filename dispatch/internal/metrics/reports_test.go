@@ -178,6 +178,22 @@ func TestTooSoon(t *testing.T) {
 		}
 		time.Sleep(soon.RetryAfter)
 		must(t, r.Report(nodeID(1), report(time.Now(), 2, 1)))
+
+		// Bad reports count as well, and leave nothing behind.
+		bad := &dispatchv1.ReportMetricsRequest{Started: -1}
+		if err := r.Report(nodeID(3), bad); !errors.Is(err, ErrInvalid) {
+			t.Errorf("bad report: %v", err)
+		}
+		if err := r.Report(nodeID(3), bad); !errors.As(err, &soon) {
+			t.Errorf("second bad report: %v, want to wait", err)
+		}
+		if len(r.Node(nodeID(3), 0)) != 0 || len(r.Reports([]identity.PeerID{nodeID(3)})) != 0 {
+			t.Error("a node that only sent bad reports has samples")
+		}
+		must(t, r.Flush(t.Context()))
+		if f := r.Fleet(); f.Reporting != 2 || f.totals.invalid != 1 || f.totals.tooSoon != 2 {
+			t.Errorf("fleet: %+v", f)
+		}
 	})
 }
 

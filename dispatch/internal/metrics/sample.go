@@ -42,7 +42,7 @@ func (r *Reports) Load(ctx context.Context) error {
 			return nil
 		}
 		n := &node{
-			last: min(r.now(), time.Until(st.Sampled)+r.now()), cur: stateOf(&m), sessions: m.GetSessions(),
+			tried: never, last: min(r.now(), time.Until(st.Sampled)+r.now()), cur: stateOf(&m), sessions: m.GetSessions(),
 			exact: countersOf(&m, &counters{}), denied: appendRules(nil, &m),
 		}
 		n.exact[denied] = growth(nil, n.denied)
