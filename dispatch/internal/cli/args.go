@@ -54,7 +54,7 @@ func flagsFirst(app *cli.App, args []string) []string {
 			continue
 		}
 		out = append(out, a)
-		if name := strings.TrimLeft(a, "-"); !strings.Contains(name, "=") && takesValue(flags, name) && i+1 < len(args) {
+		if name := strings.TrimLeft(a, "-"); !strings.Contains(name, "=") && takesValue(flags, name) && i+1 < len(args) && args[i+1] != completionFlag {
 			i++
 			out = append(out, args[i])
 		}
@@ -105,6 +105,38 @@ func endOfStream(c *cli.Context, err error) error {
 		return nil
 	}
 	return err
+}
+
+// argsKey is where the app keeps what was typed.
+const argsKey = "args"
+
+// completions prints what may follow: flags after a hyphen, else subcommands or
+// what names prints. After a flag with a value it prints nothing, and the shell
+// offers files.
+func completions(flags []cli.Flag, cmds []*cli.Command, names cli.BashCompleteFunc) cli.BashCompleteFunc {
+	return func(c *cli.Context) {
+		last := ""
+		if args, _ := c.App.Metadata[argsKey].([]string); len(args) > 1 {
+			last = args[len(args)-2] // before completionFlag
+		}
+		switch {
+		case strings.HasPrefix(last, "-") && takesValue(flags, strings.TrimLeft(last, "-")):
+		case strings.HasPrefix(last, "-"):
+			for _, f := range flags {
+				if n := "--" + f.Names()[0]; strings.HasPrefix(n, last) {
+					_, _ = fmt.Fprintln(c.App.Writer, n)
+				}
+			}
+		case len(cmds) > 0:
+			for _, cmd := range cmds {
+				if !cmd.Hidden {
+					_, _ = fmt.Fprintln(c.App.Writer, cmd.Name)
+				}
+			}
+		case names != nil:
+			names(c)
+		}
+	}
 }
 
 // completeTimeout is how long a shell may wait for names from the hub.

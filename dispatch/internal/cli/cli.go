@@ -19,7 +19,12 @@ import (
 // Run executes args, of which the first is the program's name, and returns the
 // exit code. A command that serves ends with ctx.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	return runWith(ctx, args, os.Stdin, stdout, stderr)
+}
+
+func runWith(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	app := newApp(stdout, stderr)
+	app.Reader, app.Metadata = stdin, map[string]any{argsKey: args}
 	err := app.RunContext(ctx, flagsFirst(app, args))
 	if err == nil {
 		return exitOK
@@ -47,7 +52,6 @@ and an API key from anywhere: see user claim and key create. Exit codes: 0 done,
 1 an error, 2 wrong usage, 3 no hub reachable, 4 not permitted, 5 not found,
 6 conflict; exit-codes lists all.`,
 		Writer: stdout, ErrWriter: stderr,
-		Reader: os.Stdin,
 		Commands: []*cli.Command{
 			serveCommand(), statusCommand(), healthCommand(), tokenCommand(), nodeCommand(), policyCommand(), metricsCommand(), topCommand(), auditCommand(), userCommand(), keyCommand(),
 			caCommand(), pskCommand(), backupCommand(), restoreCommand(), versionCommand(), completionCommand(), exitCodesCommand(), manCommand(),
@@ -59,6 +63,7 @@ and an API key from anywhere: see user claim and key create. Exit codes: 0 done,
 		Action:         noCommand,
 	}
 	app.OnUsageError = onUsageError
+	app.BashComplete = completions(app.Flags, app.Commands, nil)
 	for _, c := range app.Commands {
 		complete(c)
 	}
@@ -78,6 +83,7 @@ func exitCodesCommand() *cli.Command {
 // complete gives a command and its subcommands the common behaviour.
 func complete(c *cli.Command) {
 	c.OnUsageError = onUsageError
+	c.BashComplete = completions(c.Flags, c.Subcommands, c.BashComplete)
 	if len(c.Subcommands) > 0 {
 		c.Action = noCommand
 	} else if do := c.Action; !c.Args {
