@@ -211,6 +211,9 @@ func (s *Server) serve(ctx context.Context) (err error) {
 		return err
 	}
 	s.meters = metrics.NewMeters()
+	if err := checkDatabase(dir); err != nil {
+		return err
+	}
 	st, feed, err := s.openStore(ctx, authority)
 	if err != nil {
 		return err
@@ -243,6 +246,9 @@ func (s *Server) serve(ctx context.Context) (err error) {
 			return err
 		}
 		cfg.RotateMeshKey = func(ctx context.Context) (uint32, error) { return s.meshKey.rotate(ctx, st) }
+	}
+	if err := markUsed(dir); err != nil {
+		return err
 	}
 	s.api = rpc.New(cfg)
 	s.exporter = s.newExporter(st, authority, feed, cfg.Registry)
@@ -421,6 +427,7 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 		g.Go(v.run)
 	}
 	g.Go(func() error { return s.compact(gctx, st) })
+	g.Go(func() error { return s.watchClock(gctx, authority) })
 	g.Go(func() error { return s.api.SignCheckpoints(gctx) })
 	g.Go(func() error { return s.api.Upkeep(gctx) })
 	g.Go(func() error {

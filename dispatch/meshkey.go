@@ -53,7 +53,7 @@ func openMeshKey(dir string, epoch uint32, fresh bool) (*meshKey, error) {
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read mesh key: %s is missing, but this hub has run before: restore it from a backup", name)
+		return nil, fmt.Errorf("read mesh key: %w: %s, but this hub has run before", ErrMissing, name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read mesh key: %w", err)

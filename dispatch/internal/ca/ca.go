@@ -17,6 +17,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -72,11 +73,11 @@ func Open(dir string) (*CA, error) {
 	c := &CA{dir: dir}
 	var err error
 	if c.Root, err = readCert(filepath.Join(dir, "root.crt")); err != nil {
-		return nil, err
+		return nil, missing(err)
 	}
 	i, err := readIssuer(dir)
 	if err != nil {
-		return nil, err
+		return nil, missing(err)
 	}
 	if err := i.cert.CheckSignatureFrom(c.Root); err != nil {
 		return nil, fmt.Errorf("CA in %s: intermediate is not signed by the root: %w", dir, err)
@@ -89,11 +90,41 @@ func Open(dir string) (*CA, error) {
 	}
 	c.issuer.Store(i)
 	c.MeshID = meshID(c.Root)
+	if err := c.CheckClock(time.Now()); err != nil {
+		return nil, fmt.Errorf("CA in %s: %w", dir, err)
+	}
 	return c, nil
 }
 
-// ErrExpired is returned where the intermediate has expired.
-var ErrExpired = errors.New("intermediate certificate has expired")
+// CheckClock returns ErrClock where now lies before the intermediate was made: what
+// it signed then would be good for nobody, and tokens that have expired would not
+// look so.
+func (c *CA) CheckClock(now time.Time) error {
+	if made := c.Intermediate().NotBefore; now.Before(made) {
+		return fmt.Errorf("%w: it shows %s, but the authority is from %s", ErrClock,
+			now.UTC().Format(time.DateTime), made.Add(backdate).UTC().Format(time.DateTime))
+	}
+	return nil
+}
+
+// missing adds ErrMissing where a file is not there.
+func missing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrMissing, err)
+	}
+	return err
+}
+
+var (
+	// ErrExpired is returned where the intermediate has expired.
+	ErrExpired = errors.New("intermediate certificate has expired")
+	// ErrMissing is returned where a file is gone that a hub which has run before
+	// needs.
+	ErrMissing = errors.New("a file of the hub is missing")
+	// ErrClock is returned where the machine's clock shows a time before the
+	// authority was made.
+	ErrClock = errors.New("the clock is wrong")
+)
 
 func exists(name string) bool {
 	_, err := os.Stat(name)
@@ -223,7 +254,7 @@ func create(dir string) error {
 // database: there are nodes that trust the old root.
 func refuseUsed(dir string) error {
 	if _, err := os.Stat(filepath.Join(filepath.Dir(dir), "dispatch.db")); err == nil {
-		return fmt.Errorf("CA in %s: intermediate.crt is missing, but this hub has run before: restore it from a backup", dir)
+		return fmt.Errorf("%w: %s, but this hub has run before", ErrMissing, filepath.Join(dir, "intermediate.crt"))
 	}
 	return nil
 }

@@ -63,6 +63,8 @@ var exits = []exit{
 	{15, []error{store.ErrNewerSchema}, "serve: the data directory was written by a newer version", "install the newer version again, or restore the backup that it made before its migration"},
 	{16, []error{dispatch.ErrFixed}, "serve: the mesh prefix differs from that of the first start", "leave --mesh-cidr and --mesh-cidr6 away"},
 	{18, []error{dispatch.ErrBackup}, "restore: the archive is no usable backup", "take another one; the data directory is as it was"},
+	{19, []error{dispatch.ErrMissing}, "serve: a file of the data directory is missing", "restore it from the newest backup: bauxite-dispatch restore --help"},
+	{20, []error{dispatch.ErrClock}, "serve: the machine's clock is wrong", "set the clock, and let it follow a time server, then start again"},
 	{130, []error{context.Canceled}, "interrupted", ""},
 }
 

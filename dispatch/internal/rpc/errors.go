@@ -10,6 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 )
@@ -77,6 +78,9 @@ func wireError(ctx context.Context, log *slog.Logger, what string, err error) er
 		return connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded)
 	case errors.Is(err, net.ErrClosed):
 		return stopping()
+	case errors.Is(err, ca.ErrClock):
+		log.ErrorContext(ctx, what, "err", err)
+		return fail(connect.CodeUnavailable, dispatchv1.ErrorReason_ERROR_REASON_UNSPECIFIED, "the hub's clock is wrong", "set the clock of the hub's machine")
 	case store.IsStorage(err):
 		log.ErrorContext(ctx, what, "err", err)
 		return fail(connect.CodeUnavailable, dispatchv1.ErrorReason_ERROR_REASON_STORAGE, "the hub cannot write", storageHint(err))

@@ -92,6 +92,9 @@ func (p provisioning) Provision(ctx context.Context, req *dispatchv1.ProvisionRe
 
 // issue chooses what is to be signed at now.
 func (a *API) issue(now time.Time) (store.Issue, error) {
+	if err := a.cfg.CA.CheckClock(now); err != nil {
+		return store.Issue{}, err
+	}
 	serial, err := ca.NewSerial()
 	return store.Issue{Serial: serial, NotAfter: now.Add(a.cfg.CertLifetime)}, err
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -74,6 +75,24 @@ func classify(err error) error {
 	return err
 }
 
+// fault is classify for this database. The engine says of a full disk now and then
+// that it failed, so that is tried.
+func (s *Store) fault(err error) error {
+	if err = classify(err); !errors.Is(err, ErrStorageIO) {
+		return err
+	}
+	f, perr := os.CreateTemp(filepath.Dir(s.path), "probe-")
+	if perr == nil {
+		_, perr = f.Write(make([]byte, 64<<10)) // more than the engine wants at a time
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+	}
+	if perr = classify(perr); errors.Is(perr, ErrDiskFull) || errors.Is(perr, ErrReadOnly) {
+		return fmt.Errorf("%w: %w", perr, err)
+	}
+	return err
+}
+
 // backupName is where the database of a schema version is kept before a migration.
 func (s *Store) backupName(schema int64) string { return fmt.Sprintf("%s.v%d.bak", s.path, schema) }
 
@@ -90,7 +109,7 @@ func (s *Store) newer(have, want int64) error {
 // at most: a hub that answers from half a database would hand out what others have.
 // It has a connection of its own that cannot write: what is refused stays as it is.
 func (s *Store) check(ctx context.Context) error {
-	fail := func(err error) error { return fmt.Errorf("check database %s: %w", s.path, classify(err)) }
+	fail := func(err error) error { return fmt.Errorf("check database %s: %w", s.path, s.fault(err)) }
 	db, err := sql.Open("sqlite", dataSource(s.path)+"?mode=ro&_pragma=busy_timeout(5000)")
 	if err != nil {
 		return fail(err)

@@ -163,7 +163,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		if s.read != nil {
 			_ = s.read.Close()
 		}
-		return nil, classify(err)
+		return nil, s.fault(err)
 	}
 	go s.run()
 	return s, nil

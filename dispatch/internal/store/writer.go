@@ -130,7 +130,7 @@ func (s *Store) update(ctx context.Context, f func(*tx) error) error {
 	case <-s.closing:
 		return fmt.Errorf("write to store: %w", net.ErrClosed)
 	}
-	return classify(<-o.result) // the writer answers whatever it has taken
+	return s.fault(<-o.result) // the writer answers whatever it has taken
 }
 
 // run is the writer goroutine.
