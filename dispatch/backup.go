@@ -227,8 +227,8 @@ func Restore(ctx context.Context, dir string, archive io.Reader) (res Restored, 
 		return res, err
 	}
 	res.MeshID, res.Created = m.MeshID, m.Created
-	kept, err := oldDenials(ctx, dir)
-	res.Denials, res.DenialsErr = len(kept), err
+	kept, err := takeOver(ctx, dir, tmp)
+	res.Denials, res.DenialsErr = len(kept.Denials), err
 	if err := rebase(ctx, filepath.Join(tmp, databaseFile), m, kept); err != nil {
 		return res, err
 	}
@@ -301,18 +301,32 @@ func writeEntry(name string, r io.Reader) (err error) {
 	return nil
 }
 
-// oldDenials reads the revocations of the database that is to be replaced, where
-// there is one.
-func oldDenials(ctx context.Context, dir string) ([]store.Denial, error) {
+// takeOver reads what the database that is to be replaced knows and the backup may
+// not: revocations, and a mesh key that nodes hold already.
+func takeOver(ctx context.Context, dir, tmp string) (store.Kept, error) {
 	name := filepath.Join(dir, databaseFile)
 	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return store.Kept{}, nil
 	}
-	return store.ReadDenials(ctx, name)
+	k, err := store.ReadKept(ctx, name)
+	if err != nil {
+		return store.Kept{}, err
+	}
+	to := pskFile(tmp, k.PSKEpoch)
+	if _, err := os.Stat(to); errors.Is(err, fs.ErrNotExist) {
+		b, err := identity.ReadSecret(pskFile(dir, k.PSKEpoch))
+		if err == nil {
+			err = identity.WriteFile(to, b, 0o600)
+		}
+		if err != nil { // also where the operator keeps the key
+			k.PSKEpoch = 0
+		}
+	}
+	return k, nil
 }
 
 // rebase makes the database one of a new epoch.
-func rebase(ctx context.Context, name string, m manifest, kept []store.Denial) error {
+func rebase(ctx context.Context, name string, m manifest, kept store.Kept) error {
 	if m.Schema > store.SchemaVersion() {
 		return fmt.Errorf("%w: its schema version %d is newer than this program's %d", ErrBackup, m.Schema, store.SchemaVersion())
 	}

@@ -79,6 +79,13 @@ func TestRestore(t *testing.T) {
 	if err := h.Revoke(ctx, c.id, "stolen after the backup"); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := hubOf(h).RotateMeshKey(ctx, &dispatchv1.RotateMeshKeyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	rotated, err := a.provisioning().GetMeshKey(ctx, &dispatchv1.GetMeshKeyRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	h.Stop()
 	res, err := dispatch.Restore(ctx, h.Dir(), bytes.NewReader(archive))
 	if err != nil {
@@ -95,6 +102,11 @@ func TestRestore(t *testing.T) {
 		t.Errorf("%d chunks, %d denials; want a snapshot that shuts out both", w.chunks, w.denials)
 	}
 	a.signal(ctx)
+	// Nodes hold the new mesh key already.
+	if k, err := a.provisioning().GetMeshKey(ctx, &dispatchv1.GetMeshKeyRequest{}); err != nil ||
+		k.GetPskEpoch() != 2 || !bytes.Equal(k.GetPsk(), rotated.GetPsk()) {
+		t.Errorf("mesh key of epoch %d after the restore, %v; want the rotated one", k.GetPskEpoch(), err)
+	}
 	for name, m := range map[string]*machine{"revoked before": b, "revoked after": c, "joined after": late} {
 		if _, err := m.renew(m.keys); err == nil {
 			t.Errorf("%s: renews", name)

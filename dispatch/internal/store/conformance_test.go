@@ -466,11 +466,11 @@ func testCopy(t *testing.T, open opener) {
 	if err != nil || len(nodes) != 1 || nodes[0].ID != n.ID || g.Meta() != f.Meta() {
 		t.Errorf("copy has %v, %+v, %v", nodes, g.Meta(), err)
 	}
-	if err := g.Rebase(ctx, []Denial{{Kind: DenyNode, Value: n.ID[:]}}, "then"); err != nil {
+	if err := g.Rebase(ctx, Kept{Denials: []Denial{{Kind: DenyNode, Value: n.ID[:]}}, PSKEpoch: 3}, "then"); err != nil {
 		t.Fatal(err)
 	}
-	if g.Meta().Epoch == f.Meta().Epoch {
-		t.Error("the epoch is the same")
+	if st, err := g.State(ctx); err != nil || g.Meta().Epoch == f.Meta().Epoch || st.PSKEpoch != 3 {
+		t.Errorf("epoch %d as before, or mesh key of epoch %d, %v", g.Meta().Epoch, st.PSKEpoch, err)
 	}
 	if _, err := g.Admit(ctx, n.ID, nil); !errors.Is(err, ErrNodeRevoked) {
 		t.Errorf("a node that was revoked since is admitted: %v", err)

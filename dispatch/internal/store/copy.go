@@ -33,21 +33,31 @@ func (s *Store) CopyTo(ctx context.Context, name string) error {
 	return nil
 }
 
-// Rebase gives the mesh a new epoch, takes over further denials, and records the
-// restore of a backup made at created.
-func (s *Store) Rebase(ctx context.Context, kept []Denial, created string) error {
+// Kept is what a restore takes over from the database that it replaces.
+type Kept struct {
+	Denials []Denial
+	// PSKEpoch is that of the mesh key, which nodes may hold already.
+	PSKEpoch uint32
+}
+
+// Rebase gives the mesh a new epoch, takes over what is newer than the backup made
+// at created, and records the restore.
+func (s *Store) Rebase(ctx context.Context, kept Kept, created string) error {
 	epoch, err := newEpoch()
 	if err != nil {
 		return err
 	}
-	if err := s.ImportDenials(ctx, kept, "revoked before the restore"); err != nil {
+	if err := s.ImportDenials(ctx, kept.Denials, "revoked before the restore"); err != nil {
 		return err
 	}
 	err = s.update(ctx, func(t *tx) error {
 		if err := t.q.SetEpoch(bg, int64(epoch)); err != nil {
 			return fmt.Errorf("set epoch: %w", err)
 		}
-		t.audit("hub.restore", "", detail("backup_created", created, "denials_kept", fmt.Sprint(len(kept))))
+		if err := t.q.RaisePSKEpoch(bg, int64(kept.PSKEpoch)); err != nil {
+			return fmt.Errorf("set epoch of the mesh key: %w", err)
+		}
+		t.audit("hub.restore", "", detail("backup_created", created, "denials_kept", fmt.Sprint(len(kept.Denials))))
 		return nil
 	})
 	if err == nil {
@@ -56,12 +66,19 @@ func (s *Store) Rebase(ctx context.Context, kept []Denial, created string) error
 	return err
 }
 
-// ReadDenials reads the denials of a database that nobody has open.
-func ReadDenials(ctx context.Context, name string) ([]Denial, error) {
+// ReadKept reads a database that nobody has open.
+func ReadKept(ctx context.Context, name string) (k Kept, err error) {
 	d, err := openDB(name, "mode=ro", 1)
 	if err != nil {
-		return nil, err
+		return k, err
 	}
 	defer d.Close()
-	return denials(ctx, db.New(d), time.Now())
+	q := db.New(d)
+	st, err := state(ctx, q)
+	if err != nil {
+		return k, err
+	}
+	k.PSKEpoch = st.PSKEpoch
+	k.Denials, err = denials(ctx, q, time.Now())
+	return k, err
 }

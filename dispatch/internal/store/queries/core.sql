@@ -37,3 +37,6 @@ UPDATE meta SET ip_next = ip_next + 1 WHERE id = 1 AND ip_next <= ?1 RETURNING i
 
 -- name: QuarantineIP :exec
 INSERT INTO ip_quarantine (ip, until) VALUES (?, ?);
+
+-- name: RaisePSKEpoch :exec
+UPDATE meta SET psk_epoch = max(psk_epoch, CAST(sqlc.arg(epoch) AS INTEGER)) WHERE id = 1;

@@ -180,6 +180,15 @@ func (q *Queries) QuarantineIP(ctx context.Context, arg QuarantineIPParams) erro
 	return err
 }
 
+const raisePSKEpoch = `-- name: RaisePSKEpoch :exec
+UPDATE meta SET psk_epoch = max(psk_epoch, CAST(?1 AS INTEGER)) WHERE id = 1
+`
+
+func (q *Queries) RaisePSKEpoch(ctx context.Context, epoch int64) error {
+	_, err := q.exec(ctx, q.raisePSKEpochStmt, raisePSKEpoch, epoch)
+	return err
+}
+
 const setEpoch = `-- name: SetEpoch :exec
 UPDATE meta SET epoch = ? WHERE id = 1
 `

@@ -237,6 +237,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.quarantineIPStmt, err = db.PrepareContext(ctx, quarantineIP); err != nil {
 		return nil, fmt.Errorf("error preparing query QuarantineIP: %w", err)
 	}
+	if q.raisePSKEpochStmt, err = db.PrepareContext(ctx, raisePSKEpoch); err != nil {
+		return nil, fmt.Errorf("error preparing query RaisePSKEpoch: %w", err)
+	}
 	if q.resetRecoveriesStmt, err = db.PrepareContext(ctx, resetRecoveries); err != nil {
 		return nil, fmt.Errorf("error preparing query ResetRecoveries: %w", err)
 	}
@@ -681,6 +684,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing quarantineIPStmt: %w", cerr)
 		}
 	}
+	if q.raisePSKEpochStmt != nil {
+		if cerr := q.raisePSKEpochStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing raisePSKEpochStmt: %w", cerr)
+		}
+	}
 	if q.resetRecoveriesStmt != nil {
 		if cerr := q.resetRecoveriesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing resetRecoveriesStmt: %w", cerr)
@@ -931,6 +939,7 @@ type Queries struct {
 	policyByVersionStmt      *sql.Stmt
 	putStageStmt             *sql.Stmt
 	quarantineIPStmt         *sql.Stmt
+	raisePSKEpochStmt        *sql.Stmt
 	resetRecoveriesStmt      *sql.Stmt
 	revokeCertStmt           *sql.Stmt
 	revokeCertsStmt          *sql.Stmt
@@ -1036,6 +1045,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		policyByVersionStmt:      q.policyByVersionStmt,
 		putStageStmt:             q.putStageStmt,
 		quarantineIPStmt:         q.quarantineIPStmt,
+		raisePSKEpochStmt:        q.raisePSKEpochStmt,
 		resetRecoveriesStmt:      q.resetRecoveriesStmt,
 		revokeCertStmt:           q.revokeCertStmt,
 		revokeCertsStmt:          q.revokeCertsStmt,
