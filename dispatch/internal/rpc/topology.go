@@ -106,9 +106,16 @@ func (t topologyService) catchUp(mine string, hold func(bool), w *topology.Watch
 	// After the watch was begun, so that no change falls between.
 	var online []topology.Event
 	if !w.Lazy {
-		t.cfg.Registry.Online(mine, func(id identity.PeerID, instance uint64) {
-			online = append(online, topology.EncodePresence(id, mine, true, instance))
-		})
+		type peer struct {
+			id       identity.PeerID
+			instance uint64
+		}
+		var peers []peer
+		// Encoded only afterwards: whoever comes or goes waits meanwhile.
+		t.cfg.Registry.Online(mine, func(id identity.PeerID, instance uint64) { peers = append(peers, peer{id, instance}) })
+		for _, p := range peers {
+			online = append(online, topology.EncodePresence(p.id, mine, true, p.instance))
+		}
 	}
 	for _, id := range w.Interested() {
 		if site, instance, ok := t.cfg.Registry.Lookup(id); ok && (w.Lazy || site != mine) {
