@@ -245,6 +245,9 @@ func distinct(ids []Identity) int {
 	return len(seen)
 }
 
+// Enrolled is how many nodes the lab has.
+func (l *Lab) Enrolled() int { return len(l.ids) }
+
 // Enrol lets as many machines join as n nodes lack.
 func (l *Lab) Enrol(ctx context.Context, n int) error {
 	if have := len(l.ids); have < n {

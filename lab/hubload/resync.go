@@ -55,26 +55,17 @@ func (l *Lab) Resync(ctx context.Context, f *Fleet, cfg ResyncConfig) (ResyncRes
 		return res, err
 	}
 	res.Restart = time.Duration(now() - start).Seconds()
-	v := &verifier{root: l.root}
 	wctx, cancel := context.WithTimeout(ctx, cfg.Patience)
 	defer cancel()
-	for i, a := range apps {
-		// As a person would: the same command again, and the hub knows it again.
-		for {
-			_, err := a.join(wctx, l.Hub.Addr(), v, l.tokens[a.site], i)
-			if err == nil {
-				break
-			}
-			res.JoinsFailed++
-			if serr := sleep(wctx, time.Second); serr != nil {
-				return res, fmt.Errorf("join after the restart: %w: %w", serr, err)
-			}
-		}
-	}
+	joined := make(chan error, 1)
+	go func() { joined <- l.joinLate(wctx, apps, &res.JoinsFailed) }()
 	stop := l.report(f)
 	// Nobody counts who has not noticed the crash.
 	err = waitFor(wctx, func() bool { return f.upSince(start) == len(f.Nodes) })
 	stop()
+	if jerr := <-joined; jerr != nil {
+		return res, jerr
+	}
 	if err != nil {
 		return res, fmt.Errorf("wait for the fleet: %d of %d nodes are back: %w%s", f.upSince(start), len(f.Nodes), err, f.Errors())
 	}
@@ -101,6 +92,25 @@ func (l *Lab) Resync(ctx context.Context, f *Fleet, cfg ResyncConfig) (ResyncRes
 	res.Missing = after.Missing - before.Missing
 	res.Attempts = f.failures.Load() - attempts
 	return res, nil
+}
+
+// joinLate lets machines join one after the other, each until it succeeds: as a
+// person would type the same command again, after which the hub knows it again.
+func (l *Lab) joinLate(ctx context.Context, apps []*applicant, failed *int) error {
+	v := &verifier{root: l.root}
+	for i, a := range apps {
+		for {
+			_, err := a.join(ctx, l.Hub.Addr(), v, l.tokens[a.site], i)
+			if err == nil {
+				break
+			}
+			*failed++
+			if serr := sleep(ctx, time.Second); serr != nil {
+				return fmt.Errorf("join after the restart: %w: %w", serr, err)
+			}
+		}
+	}
+	return nil
 }
 
 // upSince counts the nodes that came up after a moment and still are.

@@ -96,7 +96,7 @@ func signalText(w io.Writer, r hubload.SignalResult) bool {
 
 func allText(w io.Writer, r allResults) bool {
 	_, _ = fmt.Fprintf(w, "%s, %d cores, Linux %s, %s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Go)
-	met := joinsText(w, r.Joins)
+	met := r.Joins.Joins == 0 || joinsText(w, r.Joins)
 	met = connectText(w, r.Connect) && met
 	met = signalText(w, r.Signal) && met
 	for _, f := range r.Fanout {
