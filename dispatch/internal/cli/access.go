@@ -416,10 +416,10 @@ func createKey(c *cli.Context) error {
 			return err
 		}
 	}
-	var base string
+	var kf keyFile
 	res, err := call(c, "create key", func(ctx context.Context, h *hub) (*dispatchv1.CreateKeyResponse, error) {
 		if h.remote {
-			base = h.base
+			kf.hub, kf.pin = h.base, h.pin
 		}
 		return h.access().CreateKey(ctx, &dispatchv1.CreateKeyRequest{
 			User: c.String("user"), Scopes: c.StringSlice("scope"), Ttl: durationpb.New(ttl), Note: c.String("note"),
@@ -430,7 +430,8 @@ func createKey(c *cli.Context) error {
 	}
 	created := keyCreated{res.GetKey(), keyRowOf(res.GetInfo())}
 	if out != "" {
-		if err := (keyFile{key: res.GetKey(), hub: base, pin: c.String("pin")}).write(out); err != nil {
+		kf.key = res.GetKey()
+		if err := kf.write(out); err != nil {
 			return fmt.Errorf("%w (revoke the key %s, which is lost)", err, res.GetInfo().GetId())
 		}
 		created.Key = ""

@@ -32,8 +32,8 @@ func flagsFirst(app *cli.App, args []string) []string {
 		}
 		cmds, flags = found.Subcommands, found.Flags
 	}
-	if len(args) == 0 || i >= len(args) {
-		return args
+	if len(args) == 0 || i >= len(args) || len(cmds) > 0 && !strings.HasPrefix(args[i], "-") {
+		return args // nothing follows, or no such command
 	}
 	out := append([]string{}, args[:i]...)
 	var rest []string

@@ -37,7 +37,9 @@ type hub struct {
 	name string
 	// remote is whether it is over the network, with an API key.
 	remote bool
-	dir    string
+	// pin is how a remote one was known, where it was by that.
+	pin string
+	dir string
 }
 
 func (h *hub) fleet() dispatchv1connect.FleetServiceClient {
@@ -164,7 +166,7 @@ func (t target) open() (*hub, error) {
 		Proxy: http.ProxyFromEnvironment, TLSClientConfig: cfg, ForceAttemptHTTP2: true,
 		TLSHandshakeTimeout: 10 * time.Second,
 	}
-	h := &hub{base: "https://" + u.Host, name: "https://" + u.Host, remote: true}
+	h := &hub{base: "https://" + u.Host, name: "https://" + u.Host, remote: true, pin: t.pin}
 	h.http = &http.Client{
 		Transport: bearer{tr, t.key},
 		// A redirect would take the key elsewhere.

@@ -100,7 +100,7 @@ func TestOwner(t *testing.T) {
 	// A key of an operator, in a file of its own.
 	ops := filepath.Join(t.TempDir(), "ops.key")
 	s.do(0, "user", "create", "bob", "--role", "operator")
-	s.do(0, "key", "create", "--user", "bob", "--ttl", "7d", "--out", ops, "--pin", pinOf(t, link))
+	s.do(0, "key", "create", "--user", "bob", "--ttl", "7d", "--out", ops)
 	o, _ = s.do(0, "key", "list", "--user", "bob", "--json")
 	var keys keyList
 	if err := json.Unmarshal([]byte(o), &keys); err != nil || len(keys.Keys) != 1 || keys.Keys[0].User != "bob" {
