@@ -348,3 +348,57 @@ func TestTurnCredentials(t *testing.T) {
 		t.Errorf("without a relay: %v", err)
 	}
 }
+
+// TestRelayPolicy lets a policy close the relay between nodes that may not talk.
+func TestRelayPolicy(t *testing.T) {
+	h := dispatchtest.Start(t)
+	a, b, c := join(t, h, "a"), join(t, h, "b"), join(t, h, "c")
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	sa, sb, sc := a.relay(ctx), b.relay(ctx), c.relay(ctx)
+	sendFrames(t, sa, frame(c.id, sealed(0, 32, 1)))
+	if res, err := sc.Receive(); err != nil || len(res.GetFrames()) != 1 {
+		t.Fatalf("under the first policy: %v, %v", res, err)
+	}
+	p := policiesOf(h)
+	only := `{"version": 1, "allow": [{"src": ["name:b"], "dst": ["name:a"], "proto": "tcp", "ports": ["22"]}]}`
+	if _, err := p.ProposePolicy(ctx, &dispatchv1.ProposePolicyRequest{Source: only, BaseVersion: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.ActivatePolicy(ctx, &dispatchv1.ActivatePolicyRequest{Version: 2}); err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan error, 1)
+	go func() {
+		for {
+			res, err := sa.Receive()
+			if err != nil || len(res.GetGone()) == 1 && string(res.GetGone()[0]) == string(c.id[:]) {
+				told <- err
+				return
+			}
+		}
+	}()
+	// The hub asks the policy once a second.
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	start := time.Now()
+	for waiting := true; waiting; {
+		sendFrames(t, sa, frame(c.id, sealed(0, 32, 1)))
+		select {
+		case err := <-told:
+			if err != nil {
+				t.Fatal(err)
+			}
+			waiting = false
+		case <-tick.C:
+		}
+	}
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("the policy took %v", d)
+	}
+	// One direction is enough, since answers travel in the other.
+	sendFrames(t, sa, frame(b.id, sealed(0, 32, 9)))
+	if res, err := sb.Receive(); err != nil || len(res.GetFrames()) != 1 || sealedNumber(res.GetFrames()[0]) != 9 {
+		t.Errorf("to who may talk to a: %v, %v", res, err)
+	}
+}
