@@ -14,6 +14,7 @@ func (l *load) author(ctx context.Context) {
 	l.mu.Lock()
 	off := l.unserved[opPolicyPropose] || l.unserved[opPolicyActivate]
 	l.newest = 0
+	l.psk = l.base.psk
 	for v := range l.base.policies {
 		l.newest = max(l.newest, uint64(v))
 	}
@@ -23,7 +24,7 @@ func (l *load) author(ctx context.Context) {
 	}
 	active := []int64{l.base.active} // what may be in force: the last answered, and later ones
 	for ctx.Err() == nil {
-		source := fmt.Sprintf("%s\n# chaos %d\n", l.source, l.n.Add(1))
+		source := fmt.Sprintf("%s\n// chaos %d\n", l.source, l.n.Add(1))
 		version, ok := l.propose(source)
 		if !ok {
 			break
@@ -31,7 +32,32 @@ func (l *load) author(ctx context.Context) {
 		if active, ok = l.activate(version, active); !ok {
 			break
 		}
+		if version%3 == 0 && !l.rotate() {
+			break
+		}
 	}
+}
+
+// rotate replaces the mesh key. The hub does not start again where an epoch is
+// committed whose key is not on disk.
+func (l *load) rotate() bool {
+	l.psk++
+	epoch := l.psk
+	out, err := l.call(func(ctx context.Context) error {
+		res, err := l.c.hubs.RotateMeshKey(ctx, &dispatchv1.RotateMeshKeyRequest{})
+		if err == nil && int64(res.GetPskEpoch()) != epoch {
+			return fmt.Errorf("mesh key has epoch %d, want %d", res.GetPskEpoch(), epoch)
+		}
+		return err
+	})
+	entry := func(_, _ *state) string { return "psk.rotate " }
+	l.record(&op{kind: opRotate, entry: entry, check: func(_ *op, _, after *state) (bool, string) {
+		if after.psk > epoch && out != acked {
+			return true, fmt.Sprintf("mesh key has epoch %d, the newest that was asked for is %d", after.psk, epoch)
+		}
+		return after.psk >= epoch, ""
+	}}, out, err)
+	return out == acked
 }
 
 // readSource reads the policy that the mesh began with.

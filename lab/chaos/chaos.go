@@ -69,6 +69,8 @@ type Count struct {
 	Acked int `json:"acknowledged"`
 	// Refused were answered with an error.
 	Refused int `json:"refused,omitempty"`
+	// Refusal is the newest such error.
+	Refusal string `json:"newest_refusal,omitempty"`
 	// Lost had no answer, and Landed of them are in the database.
 	Lost   int `json:"unanswered"`
 	Landed int `json:"unanswered_but_committed"`
@@ -319,6 +321,11 @@ func (rep *Report) WriteText(w io.Writer) error {
 		if _, err := fmt.Fprintf(w, "  %-16s %6d acknowledged, %5d without an answer (%d of them committed), %d refused, %d not implemented\n",
 			k, c.Acked, c.Lost, c.Landed, c.Refused, c.Unserved); err != nil {
 			return err
+		}
+		if c.Refusal != "" {
+			if _, err := fmt.Fprintf(w, "  %-16s newest refusal: %s\n", "", c.Refusal); err != nil {
+				return err
+			}
 		}
 	}
 	for _, f := range rep.Failures {

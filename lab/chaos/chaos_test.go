@@ -14,16 +14,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// required are the operations that the load must have had success with.
-var required = []string{opJoin, opTokenCreate, opTokenRevoke, opNodeUpdate, opNodeRevoke, opNodeDelete}
-
 // TestKills is the bounded run; make chaos is the full one.
 func TestKills(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
 	var progress strings.Builder
-	rep, err := Run(t.Context(), Config{Bin: build.ForTest(t).Dispatch, Progress: &progress, Require: required})
+	rep, err := Run(t.Context(), Config{Bin: build.ForTest(t).Dispatch, Progress: &progress, Require: AllOps})
 	if rep != nil {
 		_ = rep.WriteText(&progress)
 	}

@@ -35,6 +35,7 @@ type clients struct {
 
 	fleet  dispatchv1connect.FleetServiceClient
 	policy dispatchv1connect.PolicyServiceClient
+	hubs   dispatchv1connect.HubServiceClient
 
 	sent, answered atomic.Pointer[func()]
 }
@@ -50,6 +51,7 @@ func newClients(ctx context.Context, h *hub) (*clients, error) {
 	hc := &http.Client{Transport: hooked{c, tr}}
 	c.fleet = dispatchv1connect.NewFleetServiceClient(hc, "http://hub")
 	c.policy = dispatchv1connect.NewPolicyServiceClient(hc, "http://hub")
+	c.hubs = dispatchv1connect.NewHubServiceClient(hc, "http://hub")
 	t, err := c.fleet.CreateToken(ctx, &dispatchv1.CreateTokenRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("create token: %w", err)

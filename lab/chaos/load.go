@@ -33,6 +33,7 @@ const (
 	opNodeDelete     = "node.delete"
 	opPolicyPropose  = "policy.propose"
 	opPolicyActivate = "policy.activate"
+	opRotate         = "psk.rotate"
 )
 
 const (
@@ -104,6 +105,7 @@ type load struct {
 	watchers map[string]bool     // subjects that nobody touches
 	newest   uint64              // policy version, as the author knows it
 	source   string
+	psk      int64   // epoch of the mesh key, as the author knows it
 	active   []int64 // versions of which one must be in force; nil is the one before
 }
 
@@ -421,4 +423,5 @@ func (l *load) revokeToken(rng *rand.Rand) bool {
 // AllOps are the operations that the load is made of.
 var AllOps = []string{
 	opJoin, opTokenCreate, opTokenRevoke, opNodeUpdate, opNodeRevoke, opNodeDelete, opPolicyPropose, opPolicyActivate,
+	opRotate,
 }

@@ -85,6 +85,7 @@ func (r *runner) verifyOps(ops []*op, before, after *state) {
 			}
 		case refused:
 			c.Refused++
+			c.Refusal = fmt.Sprint(o.err)
 			if landed && (o.kind != opJoin || before.nodes[o.join.key()] == nil) {
 				r.fail("%s of %s was refused (%v) and is there", o.kind, o.subject, o.err)
 			}
@@ -95,7 +96,7 @@ func (r *runner) verifyOps(ops []*op, before, after *state) {
 	}
 	r.verifyUntouched(touched, before, after)
 	r.verifyUses(before, after)
-	r.verifyPolicy(before, after)
+	r.verifyPolicy(ops, before, after)
 	r.verifyAudit(ops, before, after)
 }
 
@@ -162,7 +163,16 @@ func (r *runner) verifyUses(before, after *state) {
 	}
 }
 
-func (r *runner) verifyPolicy(before, after *state) {
+func (r *runner) verifyPolicy(ops []*op, before, after *state) {
+	most := before.psk
+	for _, o := range ops {
+		if o.kind == opRotate && (o.out == acked || o.out == lost) {
+			most++
+		}
+	}
+	if after.psk > most {
+		r.fail("mesh key has epoch %d, want %d at most", after.psk, most)
+	}
 	allowed := r.load.active
 	if allowed == nil {
 		allowed = []int64{before.active}

@@ -35,7 +35,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	cfg := chaos.Config{Kills: 1000, Progress: os.Stderr}
+	cfg := chaos.Config{Kills: 1000, Progress: os.Stderr, Require: chaos.AllOps}
 	if err := fromEnv("CHAOS_KILLS", func(s string) (err error) { cfg.Kills, err = strconv.Atoi(s); return err }); err != nil {
 		return err
 	}
