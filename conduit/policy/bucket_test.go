@@ -115,3 +115,20 @@ func TestBucketConcurrent(t *testing.T) {
 		t.Errorf("%d packets of a burst of 1000", n)
 	}
 }
+
+// What one measure saves up while the other refuses is bounded by its burst, also
+// where the rate does not divide it.
+func TestBucketSavesNoMore(t *testing.T) {
+	b := NewBucket(Limit{PacketsPerSecond: 3, BurstPackets: 1, BitsPerSecond: 1, BurstBits: 16_000})
+	if b.Take(2000, 0) != Within {
+		t.Fatal("the burst is denied")
+	}
+	for _, now := range []int64{333_333_334, 333_333_335, 10 * second, 100 * second} {
+		if got := b.Take(2000, now); got != TooManyBits {
+			t.Errorf("at %d: %v", now, got)
+		}
+	}
+	if b.Take(0, 100*second) != Within || b.Take(0, 100*second) != TooManyPackets {
+		t.Error("more than the burst was saved")
+	}
+}

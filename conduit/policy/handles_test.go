@@ -66,6 +66,9 @@ func TestHeldHandle(t *testing.T) {
 		t.Error("a new policy opens a handle of a peer that left")
 	}
 	e.SetPeers([]Subject{two})
+	if _, ok := e.peers.absent[two.ID]; ok {
+		t.Error("a peer that is there is kept as absent too")
+	}
 	if !out() || e.Peer(two.ID) != p {
 		t.Error("the handle is dead after the peer came back")
 	}

@@ -299,3 +299,33 @@ func TestSelect(t *testing.T) {
 		}
 	}
 }
+
+// Of two roles with the same rate the larger burst counts, whichever comes first.
+func TestBudgetTie(t *testing.T) {
+	limit := func(burst uint64) map[Lane]Limit {
+		return map[Lane]Limit{Bulk: {BitsPerSecond: 1000, BurstBits: 20_000 + burst, PacketsPerSecond: 10, BurstPackets: 5 + burst}}
+	}
+	for _, bursts := range [][2]uint64{{1, 2}, {2, 1}} {
+		d := Default()
+		for i, name := range []string{"a", "b"} {
+			d.Roles = append(d.Roles, Role{Name: name, Members: []string{"*"}, Publish: []Lane{Bulk}, Budgets: limit(bursts[i])})
+		}
+		got, err := d.BudgetFor(subject(1), Bulk)
+		want := map[bool]string{true: "a", false: "b"}[bursts[0] > bursts[1]]
+		if err != nil || got.BurstBits != 20_002 || got.BurstPackets != 7 || got.BitsRole != want || got.PacketsRole != want {
+			t.Errorf("bursts %v: %+v, %v", bursts, got, err)
+		}
+	}
+}
+
+func TestReachLeavesOutItself(t *testing.T) {
+	d := &Document{Version: 1, Allow: []Rule{{Src: []string{"*"}, Dst: []string{"name:robot1"}}}}
+	flows, _, err := d.Reach([]Subject{subject(1), subject(2)})
+	if err != nil || len(flows) != 1 || flows[0].String() != "robot2 to robot1: any, every lane" {
+		t.Errorf("%v, %v", flows, err)
+	}
+	one, _ := Diff(&Document{Version: 1}, d, []Subject{subject(1)})
+	if len(one.Reach) != 0 {
+		t.Errorf("a mesh of one node: %v", one.Reach)
+	}
+}

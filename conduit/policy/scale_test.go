@@ -106,6 +106,13 @@ func TestJoinCompilesNothing(t *testing.T) {
 	if n := e.plan.compiled - before; n != 0 {
 		t.Errorf("coming back compiled %d tables", n)
 	}
+	// Neither the order of tags nor one that is there twice makes another kind.
+	other := nodes[1]
+	other.Tags = []string{other.Tags[1], other.Tags[0], other.Tags[1]}
+	e.SetPeers(append([]Subject{other}, nodes[2:]...))
+	if n := e.plan.compiled - before; n != 0 || len(e.plan.byClass) > 350 {
+		t.Errorf("the order of tags compiled %d tables, %d kinds", n, len(e.plan.byClass))
+	}
 	// A node that is named nowhere costs nothing, even with tags of its own.
 	e.SetPeers(append([]Subject{{ID: idOf(77777), Name: "new", Tags: []string{"site1", "kind1", "other"}}}, nodes[1:]...))
 	if n := e.plan.compiled - before; n != 0 {

@@ -347,3 +347,14 @@ func TestActivateRefuses(t *testing.T) {
 	}
 	expectForce(t, r, 2, 2, 2, 2)
 }
+
+func TestSubjects(t *testing.T) {
+	nodes := newFakeHub().nodes
+	nodes[0].State = store.Revoked
+	nodes[1].State = store.Pending
+	nodes[2].ServerKey = true
+	got := Subjects(nodes)
+	if len(got) != 1 || got[0].ID != id(4) || got[0].Name != "n4" {
+		t.Errorf("subjects %v", got)
+	}
+}

@@ -197,3 +197,25 @@ func (s *scenario) duration(args []string, key string) time.Duration {
 	}
 	return d
 }
+
+// A clock that goes back within a run of the hub makes no hold longer.
+func TestClockGoesBack(t *testing.T) {
+	start := time.Unix(1e9, 0)
+	p := Plan{Candidate: 2, Canary: []string{"*"}, Hold: time.Minute}
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	m := NewMachine(p, start)
+	nodes := []Node{{ID: "a", Online: true, Applied: 2}}
+	if got := m.Step(start.Add(-time.Hour), nodes, nil); got.Left != time.Minute {
+		t.Errorf("an hour back: %+v", got)
+	}
+	if got := m.Step(start.Add(-time.Hour+10*time.Second), nodes, nil); got.Left != 50*time.Second {
+		t.Errorf("10 s later: %+v", got)
+	}
+	// Forwards it ends none at once either.
+	m = NewMachine(Plan{Candidate: 2, Hold: time.Hour, Expect: p.Expect}, start)
+	if got := m.Step(start.Add(10*365*24*time.Hour), nodes, nil); got.State != Canary || got.Left != 59*time.Minute {
+		t.Errorf("ten years on: %+v", got)
+	}
+}
