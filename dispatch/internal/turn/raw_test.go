@@ -4,6 +4,7 @@ package turn
 
 import (
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -26,7 +27,13 @@ var udpTransport = pstun.RawAttribute{Type: pstun.AttrRequestedTransport, Value:
 
 func newRaw(t *testing.T, s *Server, id identity.PeerID) *raw {
 	t.Helper()
-	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(s.Addr()))
+	return newRawAt(t, s, id, s.Addr())
+}
+
+// newRawAt speaks to one address of the server and hears that one only.
+func newRawAt(t *testing.T, s *Server, id identity.PeerID, at netip.AddrPort) *raw {
+	t.Helper()
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,15 +80,35 @@ func (w *raw) roundTrip(m *pstun.Message) *pstun.Message {
 	if _, err := w.c.Write(m.Raw); err != nil {
 		w.t.Fatal(err)
 	}
-	_ = w.c.SetReadDeadline(time.Now().Add(time.Second))
+	res := w.read()
+	if res != nil && res.TransactionID != m.TransactionID {
+		w.t.Fatalf("answer = %v", res)
+	}
+	return res
+}
+
+// read returns the next message, nil where none comes.
+func (w *raw) read() *pstun.Message {
+	w.t.Helper()
+	_ = w.c.SetReadDeadline(time.Now().Add(2 * time.Second))
 	buf := make([]byte, 1600)
 	n, err := w.c.Read(buf)
 	if err != nil {
 		return nil
 	}
-	res := &pstun.Message{Raw: buf[:n]}
-	if err := res.Decode(); err != nil || res.TransactionID != m.TransactionID {
-		w.t.Fatalf("answer = %v, %v", res, err)
+	m := &pstun.Message{Raw: buf[:n]}
+	if err := m.Decode(); err != nil {
+		w.t.Fatal(err)
 	}
-	return res
+	return m
+}
+
+// send sends data to a peer in an indication.
+func (w *raw) send(peer, data string) {
+	w.t.Helper()
+	ind := pstun.MustBuild(pstun.TransactionID, pstun.NewType(pstun.MethodSend, pstun.ClassIndication),
+		xorPeer(peer), pstun.RawAttribute{Type: pstun.AttrData, Value: []byte(data)})
+	if _, err := w.c.Write(ind.Raw); err != nil {
+		w.t.Fatal(err)
+	}
 }

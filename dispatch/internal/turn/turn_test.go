@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -299,6 +300,30 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// TestLocalAddress asks a server that listens everywhere at two of its addresses.
+// Answers and relayed packets must come from where the node sent to. Its public
+// address is that of a NAT, which does not turn packets around.
+func TestLocalAddress(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux has all of 127.0.0.0/8")
+	}
+	s, _ := serve(t, func(c *Config) {
+		c.Listen, c.RelayAddrs = ":0", []netip.Addr{netip.MustParseAddr("203.0.113.9")}
+	})
+	at := func(a string) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(a), s.Addr().Port()) }
+	a, b := newRawAt(t, s, newID(t), at("127.0.0.2")), newRawAt(t, s, newID(t), at("127.0.0.3"))
+	if a.do(pstun.MethodAllocate, udpTransport) != 0 || b.do(pstun.MethodAllocate, udpTransport) != 0 {
+		t.Fatal("not allocated")
+	}
+	if a.do(pstun.MethodCreatePermission, xorPeer(b.relayed.String())) != 0 || b.do(pstun.MethodCreatePermission, xorPeer(a.relayed.String())) != 0 {
+		t.Fatal("not permitted")
+	}
+	b.send(a.relayed.String(), "hello")
+	if m := a.read(); m == nil || m.Type.Method != pstun.MethodData {
+		t.Errorf("got %v", m)
+	}
+}
+
 // TestIPv6 is message by message, because pion's client knows IPv4 only.
 func TestIPv6(t *testing.T) {
 	c, err := net.ListenPacket("udp6", "[::1]:0")
@@ -324,17 +349,10 @@ func TestIPv6(t *testing.T) {
 	if a.do(pstun.MethodCreatePermission, xorPeer(b.relayed.String())) != 0 || b.do(pstun.MethodCreatePermission, xorPeer(a.relayed.String())) != 0 {
 		t.Fatal("not permitted")
 	}
-	ind := pstun.MustBuild(pstun.TransactionID, pstun.NewType(pstun.MethodSend, pstun.ClassIndication),
-		xorPeer(b.relayed.String()), pstun.RawAttribute{Type: pstun.AttrData, Value: []byte("hello")})
-	if _, err := a.c.Write(ind.Raw); err != nil {
-		t.Fatal(err)
-	}
-	_ = b.c.SetReadDeadline(time.Now().Add(5 * time.Second))
-	buf := make([]byte, 1600)
-	n, err := b.c.Read(buf)
-	m := &pstun.Message{Raw: buf[:n]}
-	if err != nil || m.Decode() != nil || m.Type.Method != pstun.MethodData {
-		t.Fatalf("got %v, %v", m, err)
+	a.send(b.relayed.String(), "hello")
+	m := b.read()
+	if m == nil || m.Type.Method != pstun.MethodData {
+		t.Fatalf("got %v", m)
 	}
 	var from pstun.XORMappedAddress
 	data, _ := m.Get(pstun.AttrData)
@@ -394,11 +412,7 @@ func TestPermissions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer local.Close()
-	ind := pstun.MustBuild(pstun.TransactionID, pstun.NewType(pstun.MethodSend, pstun.ClassIndication),
-		xorPeer(local.LocalAddr().String()), pstun.RawAttribute{Type: pstun.AttrData, Value: []byte("boo!")})
-	if _, err := w.c.Write(ind.Raw); err != nil {
-		t.Fatal(err)
-	}
+	w.send(local.LocalAddr().String(), "boo!")
 	eventually(t, "packet refused", func() bool { return s.Stats().DroppedPeer == 1 })
 	// And such a service cannot speak into the allocation.
 	s.mu.Lock()
@@ -473,30 +487,4 @@ func TestNoise(t *testing.T) {
 		}
 	}
 	eventually(t, "noise dropped", func() bool { return s.Stats().Dropped == uint64(len(noise)) })
-}
-
-func TestConfig(t *testing.T) {
-	ok := Config{Host: "h", Admit: (&admission{}).admit, RelayAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
-	if _, err := ok.withDefaults(); err != nil {
-		t.Fatal(err)
-	}
-	for name, spoil := range map[string]func(*Config){
-		"no_host":    func(c *Config) { c.Host = "" },
-		"no_admit":   func(c *Config) { c.Admit = nil },
-		"no_address": func(c *Config) { c.RelayAddrs = nil },
-		"any":        func(c *Config) { c.RelayAddrs = []netip.Addr{netip.IPv4Unspecified()} },
-		"twice":      func(c *Config) { c.RelayAddrs = append(c.RelayAddrs, netip.MustParseAddr("192.0.2.2")) },
-		"ports":      func(c *Config) { c.MinPort, c.MaxPort = 10, 9 },
-		"short_key":  func(c *Config) { c.Key = []byte("k") },
-		"burst":      func(c *Config) { c.Burst = 10 },
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := ok
-			c.RelayAddrs = append([]netip.Addr(nil), ok.RelayAddrs...)
-			spoil(&c)
-			if _, err := c.withDefaults(); err == nil {
-				t.Error("accepted")
-			}
-		})
-	}
 }
