@@ -38,6 +38,8 @@ type Kept struct {
 	Denials []Denial
 	// PSKEpoch is that of the mesh key, which nodes may hold already.
 	PSKEpoch uint32
+	meshID   string
+	access   *keptAccess
 }
 
 // Rebase gives the mesh a new epoch, takes over what is newer than the backup made
@@ -56,6 +58,13 @@ func (s *Store) Rebase(ctx context.Context, kept Kept, created string) error {
 		}
 		if err := t.q.RaisePSKEpoch(bg, int64(kept.PSKEpoch)); err != nil {
 			return fmt.Errorf("set epoch of the mesh key: %w", err)
+		}
+		access := kept.access
+		if kept.meshID != s.meta.MeshID {
+			access = nil
+		}
+		if err := t.takeAway(access); err != nil {
+			return err
 		}
 		t.audit("hub.restore", "", detail("backup_created", created, "denials_kept", fmt.Sprint(len(kept.Denials))))
 		return nil
@@ -79,6 +88,14 @@ func ReadKept(ctx context.Context, name string) (k Kept, err error) {
 		return k, err
 	}
 	k.PSKEpoch = st.PSKEpoch
+	m, err := q.GetMeta(ctx)
+	if err != nil {
+		return k, fmt.Errorf("read mesh state: %w", err)
+	}
+	k.meshID = m.MeshID
+	if k.access, err = readAccess(ctx, q); err != nil {
+		return k, err
+	}
 	k.Denials, err = denials(ctx, q, time.Now())
 	return k, err
 }

@@ -53,3 +53,10 @@ SELECT count(*) FROM owner_links;
 
 -- name: VoidOwnerLinks :exec
 UPDATE owner_links SET used_at = sqlc.arg(now) WHERE used_at = 0;
+
+-- name: AllTokenUses :many
+SELECT id, uses, revoked_at FROM join_tokens WHERE uses > 0 OR revoked_at != 0;
+
+-- name: RaiseTokenUse :exec
+UPDATE join_tokens SET uses = min(max_uses, max(uses, CAST(sqlc.arg(uses) AS INTEGER))), revoked_at = max(revoked_at, CAST(sqlc.arg(revoked_at) AS INTEGER))
+WHERE id = sqlc.arg(id);

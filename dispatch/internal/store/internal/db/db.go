@@ -30,6 +30,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.admitStmt, err = db.PrepareContext(ctx, admit); err != nil {
 		return nil, fmt.Errorf("error preparing query Admit: %w", err)
 	}
+	if q.allTokenUsesStmt, err = db.PrepareContext(ctx, allTokenUses); err != nil {
+		return nil, fmt.Errorf("error preparing query AllTokenUses: %w", err)
+	}
 	if q.allocateRVStmt, err = db.PrepareContext(ctx, allocateRV); err != nil {
 		return nil, fmt.Errorf("error preparing query AllocateRV: %w", err)
 	}
@@ -240,6 +243,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.raisePSKEpochStmt, err = db.PrepareContext(ctx, raisePSKEpoch); err != nil {
 		return nil, fmt.Errorf("error preparing query RaisePSKEpoch: %w", err)
 	}
+	if q.raiseTokenUseStmt, err = db.PrepareContext(ctx, raiseTokenUse); err != nil {
+		return nil, fmt.Errorf("error preparing query RaiseTokenUse: %w", err)
+	}
 	if q.resetRecoveriesStmt, err = db.PrepareContext(ctx, resetRecoveries); err != nil {
 		return nil, fmt.Errorf("error preparing query ResetRecoveries: %w", err)
 	}
@@ -337,6 +343,11 @@ func (q *Queries) Close() error {
 	if q.admitStmt != nil {
 		if cerr := q.admitStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing admitStmt: %w", cerr)
+		}
+	}
+	if q.allTokenUsesStmt != nil {
+		if cerr := q.allTokenUsesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing allTokenUsesStmt: %w", cerr)
 		}
 	}
 	if q.allocateRVStmt != nil {
@@ -689,6 +700,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing raisePSKEpochStmt: %w", cerr)
 		}
 	}
+	if q.raiseTokenUseStmt != nil {
+		if cerr := q.raiseTokenUseStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing raiseTokenUseStmt: %w", cerr)
+		}
+	}
 	if q.resetRecoveriesStmt != nil {
 		if cerr := q.resetRecoveriesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing resetRecoveriesStmt: %w", cerr)
@@ -870,6 +886,7 @@ type Queries struct {
 	tx                       *sql.Tx
 	activePolicyStmt         *sql.Stmt
 	admitStmt                *sql.Stmt
+	allTokenUsesStmt         *sql.Stmt
 	allocateRVStmt           *sql.Stmt
 	approveNodeStmt          *sql.Stmt
 	auditAfterStmt           *sql.Stmt
@@ -940,6 +957,7 @@ type Queries struct {
 	putStageStmt             *sql.Stmt
 	quarantineIPStmt         *sql.Stmt
 	raisePSKEpochStmt        *sql.Stmt
+	raiseTokenUseStmt        *sql.Stmt
 	resetRecoveriesStmt      *sql.Stmt
 	revokeCertStmt           *sql.Stmt
 	revokeCertsStmt          *sql.Stmt
@@ -976,6 +994,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		tx:                       tx,
 		activePolicyStmt:         q.activePolicyStmt,
 		admitStmt:                q.admitStmt,
+		allTokenUsesStmt:         q.allTokenUsesStmt,
 		allocateRVStmt:           q.allocateRVStmt,
 		approveNodeStmt:          q.approveNodeStmt,
 		auditAfterStmt:           q.auditAfterStmt,
@@ -1046,6 +1065,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		putStageStmt:             q.putStageStmt,
 		quarantineIPStmt:         q.quarantineIPStmt,
 		raisePSKEpochStmt:        q.raisePSKEpochStmt,
+		raiseTokenUseStmt:        q.raiseTokenUseStmt,
 		resetRecoveriesStmt:      q.resetRecoveriesStmt,
 		revokeCertStmt:           q.revokeCertStmt,
 		revokeCertsStmt:          q.revokeCertsStmt,

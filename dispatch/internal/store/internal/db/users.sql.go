@@ -9,6 +9,39 @@ import (
 	"context"
 )
 
+const allTokenUses = `-- name: AllTokenUses :many
+SELECT id, uses, revoked_at FROM join_tokens WHERE uses > 0 OR revoked_at != 0
+`
+
+type AllTokenUsesRow struct {
+	ID        string
+	Uses      int64
+	RevokedAt int64
+}
+
+func (q *Queries) AllTokenUses(ctx context.Context) ([]AllTokenUsesRow, error) {
+	rows, err := q.query(ctx, q.allTokenUsesStmt, allTokenUses)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []AllTokenUsesRow
+	for rows.Next() {
+		var i AllTokenUsesRow
+		if err := rows.Scan(&i.ID, &i.Uses, &i.RevokedAt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const countOwnerLinks = `-- name: CountOwnerLinks :one
 SELECT count(*) FROM owner_links
 `
@@ -243,6 +276,22 @@ func (q *Queries) ListUsers(ctx context.Context, now int64) ([]ListUsersRow, err
 		return nil, err
 	}
 	return items, nil
+}
+
+const raiseTokenUse = `-- name: RaiseTokenUse :exec
+UPDATE join_tokens SET uses = min(max_uses, max(uses, CAST(?1 AS INTEGER))), revoked_at = max(revoked_at, CAST(?2 AS INTEGER))
+WHERE id = ?3
+`
+
+type RaiseTokenUseParams struct {
+	Uses      int64
+	RevokedAt int64
+	ID        string
+}
+
+func (q *Queries) RaiseTokenUse(ctx context.Context, arg RaiseTokenUseParams) error {
+	_, err := q.exec(ctx, q.raiseTokenUseStmt, raiseTokenUse, arg.Uses, arg.RevokedAt, arg.ID)
+	return err
 }
 
 const revokeKey = `-- name: RevokeKey :execrows
