@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,7 +38,7 @@ func (b *bucket) take(now time.Time, n, rate, burst float64) bool {
 // a bucket, and nobody can make it grow.
 type sources struct {
 	seed    maphash.Seed
-	off     bool // in tests that flood
+	off     atomic.Bool // in tests that flood
 	buckets [4096]bucket
 }
 
@@ -48,7 +49,7 @@ const (
 )
 
 func (s *sources) take(now time.Time, a netip.Addr) bool {
-	if s.off {
+	if s.off.Load() {
 		return true
 	}
 	bits := 32

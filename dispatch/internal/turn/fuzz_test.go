@@ -39,7 +39,7 @@ func FuzzServer(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = s.Close() })
-	s.sources.off = true // before the first packet
+	s.sources.off.Store(true)
 	f.Add([]byte{0, 3, 4, 17, 0, 0, 0})
 	f.Add([]byte{0, 3, 4, 17, 0, 0, 0, 4, 1, 0x80})
 	f.Add([]byte{0, 3, 4, 17, 0, 0, 0, 5, 8, 1, 2, 3, 4, 5, 6, 7, 8})

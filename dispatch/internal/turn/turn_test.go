@@ -237,8 +237,11 @@ func TestRevoke(t *testing.T) {
 	if st := s.Stats(); st.RefusedNode == 0 {
 		t.Errorf("stats = %+v", st)
 	}
-	if len(s.sockets[0].clients) != 1 {
-		t.Errorf("%d clients known, want 1", len(s.sockets[0].clients))
+	k := s.sockets[0]
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if len(k.clients) != 1 {
+		t.Errorf("%d clients known, want 1", len(k.clients))
 	}
 }
 
