@@ -60,6 +60,9 @@ func (c *Connector) ResolvePeer(ctx context.Context, q conduit.PeerQuery) (condu
 		if connect.CodeOf(err) == connect.CodeNotFound {
 			return fmt.Errorf("%w: the hub does not know it either", conduit.ErrUnknownPeer)
 		}
+		if connect.CodeOf(err) == connect.CodeResourceExhausted && c.trim() {
+			c.Redial() // with fewer interests; the next question is answered
+		}
 		if err != nil {
 			return fmt.Errorf("resolve peer: %w", plain(err))
 		}
@@ -87,6 +90,18 @@ func (c *Connector) interested(id identity.PeerID) {
 	if n := len(c.interests) - maxInterests; n > 0 {
 		c.interests = slices.Delete(c.interests, 0, n)
 	}
+}
+
+// trim gives up the oldest quarter of the interests, where there are as many as the
+// hub takes on one connection, and tells whether it did.
+func (c *Connector) trim() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.interests) < maxInterests {
+		return false
+	}
+	c.interests = slices.Delete(c.interests, 0, maxInterests/4)
+	return true
 }
 
 // forget ends the interest in nodes that left.

@@ -116,6 +116,12 @@ func TestInterestsAreBounded(t *testing.T) {
 	if n := len(c.interests); n != maxInterests || c.interests[0] != (identity.PeerID{0, 5}) {
 		t.Errorf("%d interests from %v on", n, c.interests[0])
 	}
+	if !c.trim() || len(c.interests) != maxInterests*3/4 || c.interests[0] != (identity.PeerID{1, 5}) {
+		t.Errorf("%d interests from %v on after trimming", len(c.interests), c.interests[0])
+	}
+	if c.trim() {
+		t.Error("trimmed again")
+	}
 }
 
 func TestMeshKey(t *testing.T) {
@@ -219,5 +225,22 @@ func TestDelay(t *testing.T) {
 	e.AddDetail(d)
 	if d := c.delay(0, true, fmt.Errorf("dial: %w", e)); d < 20*time.Second || d > 30*time.Second {
 		t.Errorf("delay that the hub asked for is %v, want 20 to 30 s", d)
+	}
+}
+
+// TestWitness: the newest checkpoint comes back to the hub at the next connection.
+func TestWitness(t *testing.T) {
+	h := hubtest.New(t)
+	_, cert := h.Enroll("a")
+	_, r := start(t, h, cert, nil)
+	r.await(t, "link", r.up)
+	h.Bookmark([]byte("one"))
+	h.Bookmark(make([]byte, maxCheckpoint+1))
+	kb, _ := h.Enroll("b")
+	r.await(t, "peer after the bookmarks", func() bool { return r.peers[kb.ID()] == "b" })
+	h.Restart()
+	r.await(t, "reconnection", func() bool { return len(h.Watches()) > 1 && r.up() })
+	if got := string(h.Checkpoint()); got != "one" {
+		t.Errorf("checkpoint %.20q, want %q", got, "one")
 	}
 }

@@ -236,6 +236,9 @@ type state struct {
 	// Owned by the topology goroutine of the current connection.
 	epoch, rv uint64
 	lazy      bool // what epoch and rv stand for came from a lazy watch
+	// checkpoint is the newest of the hub's audit log; told again, it shows the hub
+	// whether its log went backwards.
+	checkpoint []byte
 	// Owned by the policy goroutine of the current connection.
 	policyEpoch, policy uint64
 }

@@ -24,6 +24,8 @@ import (
 const (
 	maxMessage = 1 << 20 // bytes of one message from the hub
 	maxPeers   = 1 << 17 // peers in one snapshot
+
+	maxCheckpoint = 4 << 10 // bytes of an audit checkpoint
 )
 
 var (
@@ -159,7 +161,7 @@ func (s *session) mark(what *bool) {
 func (s *session) watch(ctx context.Context) error {
 	st := s.st
 	stream, err := s.topology.WatchTopology(ctx, &dispatchv1.WatchTopologyRequest{
-		Epoch: st.epoch, Rv: st.rv, Lazy: st.lazy, Interests: s.c.interestNames(),
+		Epoch: st.epoch, Rv: st.rv, Lazy: st.lazy, Interests: s.c.interestNames(), Checkpoint: st.checkpoint,
 	})
 	if err != nil {
 		return err
@@ -226,6 +228,9 @@ func (s *session) watch(ctx context.Context) error {
 		case *dispatchv1.WatchTopologyResponse_Bookmark:
 			// All changes up to its rv have been sent.
 			st.rv = max(st.rv, e.Bookmark.GetRv())
+			if c := e.Bookmark.GetCheckpoint(); len(c) > 0 && len(c) <= maxCheckpoint {
+				st.checkpoint = c
+			}
 		default: // an event of a newer hub
 		}
 	}

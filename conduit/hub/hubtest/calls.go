@@ -53,6 +53,28 @@ func (h *Hub) Interests() []string {
 	return h.watches[len(h.watches)-1].GetInterests()
 }
 
+// Bookmark sends a bookmark with a checkpoint on all open watches.
+func (h *Hub) Bookmark(checkpoint []byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.rv++
+	h.log = append(h.log, &dispatchv1.WatchTopologyResponse{Event: &dispatchv1.WatchTopologyResponse_Bookmark{
+		Bookmark: &dispatchv1.Bookmark{Rv: h.rv, Checkpoint: checkpoint},
+	}})
+	close(h.wake)
+	h.wake = make(chan struct{})
+}
+
+// Checkpoint returns that of the newest watch.
+func (h *Hub) Checkpoint() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.watches) == 0 {
+		return nil
+	}
+	return h.watches[len(h.watches)-1].GetCheckpoint()
+}
+
 // RotateMeshKey puts a new pre-shared key into force and tells the nodes.
 func (h *Hub) RotateMeshKey(psk []byte) {
 	h.mu.Lock()
@@ -126,6 +148,10 @@ func withoutUpserts(in []*dispatchv1.WatchTopologyResponse) []*dispatchv1.WatchT
 	out := make([]*dispatchv1.WatchTopologyResponse, len(in))
 	for i, m := range in {
 		d := m.GetDelta()
+		if d == nil {
+			out[i] = m
+			continue
+		}
 		out[i] = &dispatchv1.WatchTopologyResponse{Event: &dispatchv1.WatchTopologyResponse_Delta{Delta: &dispatchv1.Delta{
 			Rv: d.GetRv(), Deletes: d.GetDeletes(), PolicyVersion: d.GetPolicyVersion(), Denials: d.GetDenials(), PskEpoch: d.GetPskEpoch(),
 		}}}
