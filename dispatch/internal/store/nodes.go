@@ -262,23 +262,3 @@ type Standing struct {
 	Name, Site string
 	ServerKey  bool
 }
-
-// Admit reports whether the bearer of a certificate is a node in good standing.
-// Errors: ErrNotFound, ErrNodeRevoked, ErrNodeLocked.
-func (s *Store) Admit(ctx context.Context, id identity.PeerID, serial []byte) (Standing, error) {
-	if serial == nil {
-		serial = []byte{}
-	}
-	r, err := s.rq.Admit(ctx, db.AdmitParams{ID: id[:], Serial: serial})
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return Standing{}, fmt.Errorf("node %s: %w", id.Short(), ErrNotFound)
-	case err != nil:
-		return Standing{}, fmt.Errorf("look up node: %w", err)
-	case r.State != string(Active) || r.RevokedAt != 0 || r.Denied != 0:
-		return Standing{}, ErrNodeRevoked
-	case r.Locked != 0:
-		return Standing{}, ErrNodeLocked
-	}
-	return Standing{Name: r.Name, Site: r.Site, ServerKey: r.KeyOrigin == "server"}, nil
-}

@@ -122,7 +122,8 @@ type Store struct {
 	// wq and rq are the prepared queries of the two.
 	wq, rq *db.Queries
 
-	auditWake wake
+	auditWake  wake
+	admissions admissions
 
 	ops     chan *op
 	closing chan struct{}

@@ -166,6 +166,8 @@ func (s *Store) batch(first *op) {
 			}
 		}
 	})
+	// Also where it failed: an error may come after the fact.
+	s.admissions.wrote()
 	if err != nil {
 		s.log.Error("write to store", "err", err, "ops", len(batch))
 		if len(batch) == 0 { // not even begun
