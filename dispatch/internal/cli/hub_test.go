@@ -15,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/dispatchtest"
+	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
+	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
 )
 
 // session is an operator at a shell.
@@ -395,4 +398,77 @@ func TestFreshHub(t *testing.T) {
 	if s.hub.OwnerLink() != "" || s.hub.FirstToken() != "" {
 		t.Error("the second start made credentials")
 	}
+}
+
+// provision lets a machine join and returns the answer.
+func (s *session) provision(token, name string) (*dispatchv1.ProvisionResponse, error) {
+	s.t.Helper()
+	keys, err := identity.GenerateKeys()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	csr, err := keys.CSR()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	tok, err := identity.ParseToken(token)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	h, err := target{url: s.hub.URL(), pin: tok.Pin}.open()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer h.close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	return dispatchv1connect.NewProvisioningServiceClient(h.http, h.base).Provision(ctx, &dispatchv1.ProvisionRequest{
+		Token: token, Csr: csr, X25519PublicKey: keys.X25519.PublicKey().Bytes(), Name: name,
+		Facts: &dispatchv1.NodeFacts{Hostname: "host\x1b[2J", Os: "linux", Arch: "arm64", Version: "v1"},
+	})
+}
+
+// TestNodes is a node's life as an operator sees it.
+func TestNodes(t *testing.T) {
+	s := newSession(t)
+	token, _ := s.local(0, "token", "create", "--uses", "2", "--approve", "--tag", "arm", "--site", "berlin")
+	token = strings.TrimSpace(token)
+	if _, err := s.provision(token, "robot-1"); err == nil {
+		t.Fatal("a node that waits for approval got a certificate")
+	}
+	o, _ := s.local(0, "node", "list", "--state", "pending")
+	s.want("pending nodes", o, `robot-1 .* no +pending +berlin +arm `)
+	if strings.Contains(o, "\x1b") {
+		t.Error("a host name clears the terminal")
+	}
+	o, _ = s.local(0, "status")
+	s.want("status", o, "1 waiting for approval")
+	_, e := s.local(0, "node", "approve", "robot-1")
+	s.want("approve", e, "robot-1 .* is approved")
+	o, _ = s.local(0, "node", "show", "robot-1", "--json")
+	var n nodeShow
+	if err := json.Unmarshal([]byte(o), &n); err != nil || n.Node.State != "active" || n.Node.Site != "berlin" || n.Node.ApprovedBy != "socket" || n.Node.Facts.Arch != "arm64" {
+		t.Fatalf("node show: %s, %v", o, err)
+	}
+	old := n.Node.Version
+	s.local(0, "node", "set", n.Node.ID[:12], "--name", "arm-1", "--tag", "a", "--tag", "b", "--site", "") // by the beginning of its id
+	s.local(6, "node", "set", "arm-1", "--tag", "c", "--version", number(old))
+	o, _ = s.local(0, "node", "show", "arm-1")
+	s.want("node show", o, `name +arm-1`, `tags +a, b`, `program +v1`, `approved by +socket`)
+	o, _ = s.local(0, "node", "list", "--tag", "b", "--json")
+	s.want("nodes of a tag", o, `"name": "arm-1"`)
+	o, _ = s.local(0, "node", "list", "--site", "berlin", "--json")
+	s.want("nodes of a site", o, `"nodes": \[\]`)
+	o, _ = s.do(0, "node", "approve", "--data", s.hub.Dir(), completionFlag)
+	s.want("completion", o, "^arm-1\n$")
+
+	o, _ = s.local(0, "audit", "list", "--target", n.Node.ID, "--json")
+	s.want("audit log of a node", o, `"action": "node\.approve"`, `"actor": "socket"`)
+	s.local(0, "node", "revoke", "arm-1", "--reason", "stolen")
+	o, _ = s.local(0, "node", "list", "--state", "all")
+	s.want("revoked node", o, `arm-1 .* revoked`)
+	o, _ = s.local(0, "audit", "list", "--action", "node.revoke")
+	s.want("audit log", o, `socket +node\.revoke .*stolen`)
+	_, e = s.local(6, "node", "delete", "arm-1")
+	s.want("delete", e, "its keys would be welcome again")
 }

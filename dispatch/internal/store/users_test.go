@@ -42,21 +42,6 @@ func as(role authz.Role, scopes ...authz.Permission) Grantor {
 	return Grantor{User: string(role), Role: role, Scopes: scopes}
 }
 
-func version(t *testing.T, f *fixture, name string) uint64 {
-	t.Helper()
-	users, err := f.Users(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, u := range users {
-		if u.Name == name {
-			return u.Version
-		}
-	}
-	t.Fatalf("no user %s", name)
-	return 0
-}
-
 // TestGrants tries every role against every role: nobody gives what he has not,
 // and nobody touches who is above him.
 func TestGrants(t *testing.T) {
