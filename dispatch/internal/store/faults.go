@@ -107,10 +107,19 @@ func (s *Store) newer(have, want int64) error {
 
 // check refuses what is not a hub's database, and looks for damage, for checkTime
 // at most: a hub that answers from half a database would hand out what others have.
-// It has a connection of its own that cannot write: what is refused stays as it is.
+// It reads over a connection of its own that cannot write, so that what is refused
+// stays as it is, but where a crash has left a transaction to roll back first.
 func (s *Store) check(ctx context.Context) error {
+	err := s.checkMode(ctx, "ro")
+	if errors.Is(err, ErrReadOnly) {
+		err = s.checkMode(ctx, "rw")
+	}
+	return err
+}
+
+func (s *Store) checkMode(ctx context.Context, mode string) error {
 	fail := func(err error) error { return fmt.Errorf("check database %s: %w", s.path, s.fault(err)) }
-	db, err := sql.Open("sqlite", dataSource(s.path)+"?mode=ro&_pragma=busy_timeout(5000)")
+	db, err := sql.Open("sqlite", dataSource(s.path)+"?mode="+mode+"&_pragma=busy_timeout(5000)")
 	if err != nil {
 		return fail(err)
 	}

@@ -137,6 +137,39 @@ func TestDowngradeNamesBackup(t *testing.T) {
 	}
 }
 
+// TestCrashBeforeLog opens what a crash leaves before the database has a
+// write-ahead log: a rollback journal, which only a writer can undo.
+func TestCrashBeforeLog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "first.db")
+	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=journal_mode(DELETE)&_pragma=cache_size(5)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	for _, q := range []string{
+		`CREATE TABLE goose_db_version (id INTEGER PRIMARY KEY AUTOINCREMENT, version_id INTEGER NOT NULL, is_applied INTEGER NOT NULL, tstamp TIMESTAMP DEFAULT (datetime('now')))`,
+		`INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, 1)`, `BEGIN`, `CREATE TABLE x (b)`, `INSERT INTO x VALUES (zeroblob(1000000))`,
+	} {
+		if _, err := db.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	crashed := filepath.Join(t.TempDir(), "dispatch.db")
+	for _, suffix := range []string{"", "-journal"} {
+		b, err := os.ReadFile(path + suffix)
+		if err == nil {
+			err = os.WriteFile(crashed+suffix, b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tryOpen(t, crashed); err != nil {
+		t.Errorf("Open after a crash: %v", err)
+	}
+}
+
 // run changes a database behind the store's back.
 func run(t *testing.T, path, query string) {
 	t.Helper()
