@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -400,5 +401,26 @@ func TestRelayPolicy(t *testing.T) {
 	sendFrames(t, sa, frame(b.id, sealed(0, 32, 9)))
 	if res, err := sb.Receive(); err != nil || len(res.GetFrames()) != 1 || sealedNumber(res.GetFrames()[0]) != 9 {
 		t.Errorf("to who may talk to a: %v, %v", res, err)
+	}
+}
+
+func TestTURNConfig(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	for name, tt := range map[string]struct {
+		cfg dispatch.TURN
+		ok  bool
+	}{
+		"zero":        {dispatch.TURN{}, true},
+		"both":        {dispatch.TURN{Addrs: []netip.Addr{v4, v6}, MinPort: 1, MaxPort: 2}, true},
+		"two_of_one":  {dispatch.TURN{Addrs: []netip.Addr{v4, netip.MustParseAddr("192.0.2.2")}}, false},
+		"unspecified": {dispatch.TURN{Addrs: []netip.Addr{netip.IPv6Unspecified()}}, false},
+		"one_port":    {dispatch.TURN{MinPort: 5}, false},
+		"backwards":   {dispatch.TURN{MinPort: 5, MaxPort: 4}, false},
+		"rate":        {dispatch.TURN{Rate: -1}, false},
+		"no_prefix":   {dispatch.TURN{AllowPeers: []netip.Prefix{{}}}, false},
+	} {
+		if _, err := dispatch.New(dispatch.Config{DataDir: "d", TURN: tt.cfg}); (err == nil) != tt.ok {
+			t.Errorf("%s: %v, want ok %v", name, err, tt.ok)
+		}
 	}
 }
