@@ -97,7 +97,7 @@ func (p policyService) ReadPolicy(ctx context.Context, req *dispatchv1.ReadPolic
 	}
 	source := v.Source
 	if source == "" { // the first version, which nobody wrote
-		source = string(v.Document)
+		source = hubpolicy.Commented(v.Document)
 	}
 	return &dispatchv1.ReadPolicyResponse{Policy: policyProto(&v), Source: source, Document: v.Document}, nil
 }
