@@ -89,8 +89,12 @@ func (l *Lab) Resync(ctx context.Context, f *Fleet, cfg ResyncConfig) (ResyncRes
 	after := f.Views()
 	res.Snapshots, res.Resyncs = after.Snapshots-before.Snapshots, after.Resyncs-before.Resyncs
 	res.Deltas, res.Duplicates = after.Deltas-before.Deltas, after.Duplicates-before.Duplicates
-	res.Missing = after.Missing - before.Missing
-	res.Attempts = f.failures.Load() - attempts
+	if l.cfg.Sites == 0 {
+		res.Missing = after.Missing - before.Missing
+	}
+	if res.Attempts = f.failures.Load() - attempts; res.Attempts > 0 {
+		l.cfg.Progress("connections ended and attempts failed, since the fleet began, for:%s", f.Errors())
+	}
 	return res, nil
 }
 
