@@ -16,14 +16,15 @@ import (
 
 // index finds what selectors match: the numbers of the rules under each word.
 type index struct {
-	all   []int32
+	all   bitset
 	tags  map[string][]int32
 	names map[string][]int32
 	ids   map[identity.PeerID][]int32
 }
 
-func newIndex() *index {
-	return &index{tags: map[string][]int32{}, names: map[string][]int32{}, ids: map[identity.PeerID][]int32{}}
+// newIndex makes an index of n rules.
+func newIndex(n int) *index {
+	return &index{all: newBitset(n), tags: map[string][]int32{}, names: map[string][]int32{}, ids: map[identity.PeerID][]int32{}}
 }
 
 func (x *index) add(num int, words selectors) {
@@ -31,7 +32,7 @@ func (x *index) add(num int, words selectors) {
 	for i := range words {
 		switch w := &words[i]; {
 		case w.all:
-			x.all = append(x.all, n)
+			x.all[n/64] |= 1 << (n % 64)
 		case w.name != "":
 			x.names[w.name] = append(x.names[w.name], n)
 		case w.tag != "":
@@ -70,8 +71,7 @@ func (b bitset) each(o bitset, f func(n int)) {
 
 // match fills out with the rules that s matches.
 func (x *index) match(s *Subject, out bitset) bitset {
-	clear(out)
-	out.set(x.all)
+	copy(out, x.all)
 	out.set(x.names[s.Name])
 	for _, t := range s.Tags {
 		out.set(x.tags[t])
@@ -89,7 +89,8 @@ type matrix struct {
 }
 
 func newMatrix(b *book) *matrix {
-	m := &matrix{guards: len(b.guards), src: newIndex(), dst: newIndex()}
+	n := len(b.guards) + len(b.allow)
+	m := &matrix{guards: len(b.guards), src: newIndex(n), dst: newIndex(n)}
 	for _, rules := range [][]bookRule{b.guards, b.allow} {
 		for i := range rules {
 			r := &rules[i]

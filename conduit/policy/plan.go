@@ -20,11 +20,11 @@ type plan struct {
 
 	selfSrc, selfDst bitset
 	src, dst         bitset // scratch
-	key              []byte // scratch
+	key, sets        []byte // scratch
 
 	byClass map[string]*peerTable
-	// bySets joins kinds for which the same rules count, so that nodes that are
-	// named one by one do not each cost a table.
+	// bySets joins kinds for which the same rules and roles count, so that nodes
+	// that are named one by one do not each cost a table.
 	bySets map[string]*peerTable
 	// compiled counts the tables that were made; a test looks at it.
 	compiled int
@@ -91,21 +91,20 @@ func (p *plan) compile(peer *Subject) *peerTable {
 	p.matrix.src.match(peer, p.src)
 	p.matrix.dst.match(peer, p.dst)
 	box := p.book.sandbox(peer)
-	if !box.confined {
-		// Only where no role makes a difference is the pair of sets the whole truth.
-		sets := make([]byte, 0, 16*len(p.src))
-		for w := range p.src {
-			sets = binary.NativeEndian.AppendUint64(sets, p.selfSrc[w]&p.dst[w])
-			sets = binary.NativeEndian.AppendUint64(sets, p.selfDst[w]&p.src[w])
-		}
-		if t := p.bySets[string(sets)]; t != nil {
-			return t
-		}
-		t := p.build(&box)
-		p.bySets[string(sets)] = t
+	p.sets = p.sets[:0]
+	for w := range p.src {
+		p.sets = binary.NativeEndian.AppendUint64(p.sets, p.selfSrc[w]&p.dst[w])
+		p.sets = binary.NativeEndian.AppendUint64(p.sets, p.selfDst[w]&p.src[w])
+	}
+	for _, role := range box.roles { // they make lanes and budgets what they are
+		p.sets = append(append(p.sets, role...), ',')
+	}
+	if t := p.bySets[string(p.sets)]; t != nil {
 		return t
 	}
-	return p.build(&box)
+	t := p.build(&box)
+	p.bySets[string(p.sets)] = t
+	return t
 }
 
 func (p *plan) build(box *sandbox) *peerTable {
