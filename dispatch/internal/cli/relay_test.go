@@ -44,8 +44,13 @@ func TestRelayFlags(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{"--turn-addr", "hub.example"}, {"--turn-ports", "50000"}, {"--turn-ports", "9-8"}, {"--turn-ports", "0-8"},
-		{"--turn-ports", "1-70000"}, {"--turn-allow", "10.0.0.0"}, {"--relay-rate", "0"},
+		{"--turn-addr", "hub.example"},
+		{"--turn-ports", "50000"},
+		{"--turn-ports", "9-8"},
+		{"--turn-ports", "0-8"},
+		{"--turn-ports", "1-70000"},
+		{"--turn-allow", "10.0.0.0"},
+		{"--relay-rate", "0"},
 	} {
 		if _, err := parse(args...); err == nil {
 			t.Errorf("%q passed", args)
