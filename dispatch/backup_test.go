@@ -95,6 +95,10 @@ func TestRestore(t *testing.T) {
 		t.Errorf("restored = %+v, want 4 denials kept and the old files aside", res)
 	}
 	h.Start()
+	// One that has recovered since the backup is ahead of it, and no copy.
+	if rec, err := a.recover(ctx, h.Token(1), 5, nil, a.keys.Ed25519); err != nil || rec.GetGeneration() != 6 {
+		t.Errorf("recovery with a later generation = %v, %v", rec, err)
+	}
 	w.denials = 0
 	w = a.watch(ctx, w)
 	w.until("new epoch", func() bool { return w.epoch != epoch })

@@ -189,6 +189,18 @@ func testRecover(t *testing.T, open opener) {
 	if snap, err := f.Snapshot(ctx, "", nil); err != nil || len(snap.Nodes) != 0 {
 		t.Errorf("others see a locked node: %v, %v", snap.Nodes, err)
 	}
+	// Once a person has decided, the copy that comes first is the node.
+	if _, err := f.Approve(ctx, n.ID); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got, err := claim(7, "first"); err != nil || got.Generation != 8 {
+			t.Errorf("after approval = %d, %v", got.Generation, err)
+		}
+	}
+	if _, err := claim(3, "second"); !errors.Is(err, ErrNodeLocked) {
+		t.Errorf("the other copy = %v", err)
+	}
 }
 
 func testRekey(t *testing.T, open opener) {

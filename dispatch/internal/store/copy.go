@@ -56,6 +56,10 @@ func (s *Store) Rebase(ctx context.Context, kept Kept, created string) error {
 		if err := t.q.SetEpoch(bg, int64(epoch)); err != nil {
 			return fmt.Errorf("set epoch: %w", err)
 		}
+		// Nodes may have recovered since: theirs are ahead.
+		if err := t.q.ForgetGenerations(bg); err != nil {
+			return fmt.Errorf("forget generations: %w", err)
+		}
 		if err := t.q.RaisePSKEpoch(bg, int64(kept.PSKEpoch)); err != nil {
 			return fmt.Errorf("set epoch of the mesh key: %w", err)
 		}

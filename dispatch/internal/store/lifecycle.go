@@ -127,9 +127,9 @@ func (s *Store) Recover(ctx context.Context, r Recovery, c Issue) (n Node, err e
 		switch {
 		case n.ServerKey:
 			return ErrRekey
-		case n.Generation == r.Generation+1 && bytes.Equal(n.recoveryID, r.Attempt):
+		case !n.anyGeneration && n.Generation == r.Generation+1 && bytes.Equal(n.recoveryID, r.Attempt):
 			// The same attempt once more: its answer was lost.
-		case n.Generation != r.Generation:
+		case n.Generation != r.Generation && !n.anyGeneration:
 			refused = ErrNodeLocked // and the lock is committed
 			if _, err := t.q.LockNode(bg, r.ID[:]); err != nil {
 				return fmt.Errorf("lock node: %w", err)
@@ -138,14 +138,14 @@ func (s *Store) Recover(ctx context.Context, r Recovery, c Issue) (n Node, err e
 			t.audit("node.lock", r.ID.String(), detail("name", n.Name, "reason", "generation does not fit: the identity may have been copied"))
 			return nil
 		default:
-			done, err := t.q.SetRecovered(bg, db.SetRecoveredParams{RecoveryID: r.Attempt, ID: r.ID[:]})
+			done, err := t.q.SetRecovered(bg, db.SetRecoveredParams{Generation: int64(r.Generation), RecoveryID: r.Attempt, ID: r.ID[:]})
 			if err != nil {
 				return fmt.Errorf("recover: %w", err)
 			}
 			if done == 0 {
 				return ErrRecoveryExhausted
 			}
-			n.Generation++
+			n.Generation = r.Generation + 1
 		}
 		t.audit("node.recover", r.ID.String(), detail("name", n.Name))
 		return t.addCert(r.ID, c.Serial, c.NotAfter)
@@ -156,8 +156,8 @@ func (s *Store) Recover(ctx context.Context, r Recovery, c Issue) (n Node, err e
 	return n, err
 }
 
-// Approve lets a pending node in, unlocks a locked one, and gives an active one
-// its recoveries back. Errors: ErrNotFound, ErrNodeRevoked.
+// Approve lets a pending node in, unlocks a locked one, whose next recovery may come
+// with any generation, and gives an active one its recoveries back. Errors: ErrNotFound, ErrNodeRevoked.
 func (s *Store) Approve(ctx context.Context, id identity.PeerID) (n Node, err error) {
 	err = s.update(ctx, func(t *tx) error {
 		if n, err = nodeByID(bg, t.q, s.meta, id); err != nil {

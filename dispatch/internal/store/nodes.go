@@ -51,12 +51,15 @@ type Node struct {
 	Ephemeral bool
 	// ServerKey tells that the hub made the Ed25519 key.
 	ServerKey   bool
-	Generation  uint64 // counts recoveries
+	Generation  uint64 // counts recoveries; 0 where anyGeneration
 	RecoverLeft int
 	TokenID     string
 	ApprovedBy  string
 	// CertExpires is the end of the newest certificate. Only ListNodes sets it.
 	CertExpires time.Time
+
+	// anyGeneration: whichever the next recovery comes with counts.
+	anyGeneration bool
 
 	index      uint32
 	recoveryID []byte
@@ -72,6 +75,9 @@ func nodeOf(m Meta, r *db.Node, tags []string) (n Node, err error) {
 		Created: time.UnixMicro(r.Created), Version: uint64(r.RowVersion), Ephemeral: r.Ephemeral != 0,
 		ServerKey: r.KeyOrigin == "server", Generation: uint64(r.Generation), RecoverLeft: int(r.RecoverLeft),
 		TokenID: r.TokenID, ApprovedBy: r.ApprovedBy, index: uint32(r.Ip), recoveryID: r.RecoveryID,
+	}
+	if r.Generation < 0 {
+		n.Generation, n.anyGeneration = 0, true
 	}
 	if r.LastSeen != 0 {
 		n.LastSeen = time.UnixMicro(r.LastSeen)

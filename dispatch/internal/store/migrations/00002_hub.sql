@@ -10,7 +10,7 @@ ALTER TABLE nodes ADD COLUMN site TEXT NOT NULL DEFAULT '';
 ALTER TABLE nodes ADD COLUMN row_version INTEGER NOT NULL DEFAULT 1;  -- grows with each change
 ALTER TABLE nodes ADD COLUMN ephemeral INTEGER NOT NULL DEFAULT 0 CHECK (ephemeral IN (0, 1));
 ALTER TABLE nodes ADD COLUMN locked INTEGER NOT NULL DEFAULT 0 CHECK (locked IN (0, 1)); -- a clone is suspected
-ALTER TABLE nodes ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;    -- counts recoveries
+ALTER TABLE nodes ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;    -- counts recoveries; -1 takes that of the next one
 ALTER TABLE nodes ADD COLUMN recovery_id BLOB NOT NULL DEFAULT x'';    -- of the last recovery
 ALTER TABLE nodes ADD COLUMN recover_left INTEGER NOT NULL DEFAULT 3 CHECK (recover_left >= 0);
 ALTER TABLE nodes ADD COLUMN approved_by TEXT NOT NULL DEFAULT '';

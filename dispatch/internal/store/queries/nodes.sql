@@ -49,15 +49,20 @@ DELETE FROM nodes WHERE id = ?;
 UPDATE nodes SET state = ?, row_version = row_version + 1 WHERE id = ?;
 
 -- name: ApproveNode :execrows
-UPDATE nodes SET state = 'active', locked = 0, recover_left = 3, approved_by = ?, row_version = row_version + 1
+UPDATE nodes SET state = 'active', generation = CASE WHEN locked = 1 THEN -1 ELSE generation END, locked = 0, recover_left = 3,
+  approved_by = ?, row_version = row_version + 1
 WHERE id = ? AND state IN ('pending', 'active');
 
 -- name: LockNode :execrows
 UPDATE nodes SET locked = 1, row_version = row_version + 1 WHERE id = ?;
 
 -- name: SetRecovered :execrows
-UPDATE nodes SET generation = generation + 1, recovery_id = ?, recover_left = recover_left - 1, row_version = row_version + 1
-WHERE id = ? AND recover_left > 0;
+UPDATE nodes SET generation = CAST(sqlc.arg(generation) AS INTEGER) + 1, recovery_id = sqlc.arg(recovery_id),
+  recover_left = recover_left - 1, row_version = row_version + 1
+WHERE id = sqlc.arg(id) AND recover_left > 0;
+
+-- name: ForgetGenerations :exec
+UPDATE nodes SET generation = -1;
 
 -- name: ResetRecoveries :exec
 UPDATE nodes SET recover_left = 3 WHERE id = ? AND recover_left < 3;

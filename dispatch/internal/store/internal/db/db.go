@@ -135,6 +135,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.endStageStmt, err = db.PrepareContext(ctx, endStage); err != nil {
 		return nil, fmt.Errorf("error preparing query EndStage: %w", err)
 	}
+	if q.forgetGenerationsStmt, err = db.PrepareContext(ctx, forgetGenerations); err != nil {
+		return nil, fmt.Errorf("error preparing query ForgetGenerations: %w", err)
+	}
 	if q.getActivationStmt, err = db.PrepareContext(ctx, getActivation); err != nil {
 		return nil, fmt.Errorf("error preparing query GetActivation: %w", err)
 	}
@@ -518,6 +521,11 @@ func (q *Queries) Close() error {
 	if q.endStageStmt != nil {
 		if cerr := q.endStageStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing endStageStmt: %w", cerr)
+		}
+	}
+	if q.forgetGenerationsStmt != nil {
+		if cerr := q.forgetGenerationsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing forgetGenerationsStmt: %w", cerr)
 		}
 	}
 	if q.getActivationStmt != nil {
@@ -921,6 +929,7 @@ type Queries struct {
 	deleteUserStmt           *sql.Stmt
 	denialsAtStmt            *sql.Stmt
 	endStageStmt             *sql.Stmt
+	forgetGenerationsStmt    *sql.Stmt
 	getActivationStmt        *sql.Stmt
 	getMetaStmt              *sql.Stmt
 	insertAuditStmt          *sql.Stmt
@@ -1029,6 +1038,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteUserStmt:           q.deleteUserStmt,
 		denialsAtStmt:            q.denialsAtStmt,
 		endStageStmt:             q.endStageStmt,
+		forgetGenerationsStmt:    q.forgetGenerationsStmt,
 		getActivationStmt:        q.getActivationStmt,
 		getMetaStmt:              q.getMetaStmt,
 		insertAuditStmt:          q.insertAuditStmt,

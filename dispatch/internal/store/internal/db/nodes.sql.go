@@ -47,7 +47,8 @@ func (q *Queries) Admit(ctx context.Context, arg AdmitParams) (AdmitRow, error) 
 }
 
 const approveNode = `-- name: ApproveNode :execrows
-UPDATE nodes SET state = 'active', locked = 0, recover_left = 3, approved_by = ?, row_version = row_version + 1
+UPDATE nodes SET state = 'active', generation = CASE WHEN locked = 1 THEN -1 ELSE generation END, locked = 0, recover_left = 3,
+  approved_by = ?, row_version = row_version + 1
 WHERE id = ? AND state IN ('pending', 'active')
 `
 
@@ -281,6 +282,15 @@ func (q *Queries) DenialsAt(ctx context.Context, until int64) ([]Denial, error) 
 		return nil, err
 	}
 	return items, nil
+}
+
+const forgetGenerations = `-- name: ForgetGenerations :exec
+UPDATE nodes SET generation = -1
+`
+
+func (q *Queries) ForgetGenerations(ctx context.Context) error {
+	_, err := q.exec(ctx, q.forgetGenerationsStmt, forgetGenerations)
+	return err
 }
 
 const insertCert = `-- name: InsertCert :exec
@@ -894,17 +904,19 @@ func (q *Queries) SetName(ctx context.Context, arg SetNameParams) error {
 }
 
 const setRecovered = `-- name: SetRecovered :execrows
-UPDATE nodes SET generation = generation + 1, recovery_id = ?, recover_left = recover_left - 1, row_version = row_version + 1
-WHERE id = ? AND recover_left > 0
+UPDATE nodes SET generation = CAST(?1 AS INTEGER) + 1, recovery_id = ?2,
+  recover_left = recover_left - 1, row_version = row_version + 1
+WHERE id = ?3 AND recover_left > 0
 `
 
 type SetRecoveredParams struct {
+	Generation int64
 	RecoveryID []byte
 	ID         []byte
 }
 
 func (q *Queries) SetRecovered(ctx context.Context, arg SetRecoveredParams) (int64, error) {
-	result, err := q.exec(ctx, q.setRecoveredStmt, setRecovered, arg.RecoveryID, arg.ID)
+	result, err := q.exec(ctx, q.setRecoveredStmt, setRecovered, arg.Generation, arg.RecoveryID, arg.ID)
 	if err != nil {
 		return 0, err
 	}
