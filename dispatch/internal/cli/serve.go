@@ -89,7 +89,7 @@ func printSecrets(c *cli.Context, s *dispatch.Server) {
 		note(c, "the journal would keep the owner link and the first join token, so make them with:\n  bauxite-dispatch user link --data %[1]s\n  bauxite-dispatch token create --data %[1]s", c.String("data"))
 	default:
 		if link != "" {
-			note(c, "one-time owner link, good for 24 hours; who opens it first becomes the owner:\n  %s\nwithout a page: bauxite-dispatch user claim - --name YOU", link)
+			note(c, "one-time owner link, good for 24 hours; who redeems it first becomes the owner:\n  %s\nredeem it from anywhere: bauxite-dispatch user claim - --name YOU", link)
 		}
 		if token != "" {
 			note(c, "first join token, for one machine, good for 24 hours:\n  bauxite join %s %s", token, s.URL())
