@@ -239,7 +239,9 @@ type Watch struct {
 	site string
 	ring *ring
 	at   uint64 // place in ring
-	sent uint64 // newest rv delivered or passed over
+	// entered is the newest rv when at was taken: what is newer comes by the ring.
+	entered uint64
+	sent    uint64 // newest rv delivered or passed over
 
 	wake chan struct{} // capacity 1
 	// The feed's lock guards the following.
@@ -286,7 +288,7 @@ func (f *Feed) enter(w *Watch, interests []identity.PeerID) {
 		}
 		w.ring = f.rings[w.site]
 	}
-	w.at = w.ring.next
+	w.at, w.entered = w.ring.next, f.rv
 	for _, id := range interests {
 		f.followLocked(w, id)
 	}
@@ -368,6 +370,12 @@ func (f *Feed) Follow(node, peer identity.PeerID) error {
 func (w *Watch) begin(ctx context.Context, r Request) error {
 	// A lazy watcher knows too little to go on in a scope that pushes.
 	if r.Epoch == w.feed.epoch && (w.Lazy || !r.Lazy) {
+		if r.RV == w.entered {
+			// Nothing was missed, as with nearly all nodes of a fleet that comes back:
+			// there is nothing to ask the database for.
+			w.RV, w.sent, w.State = r.RV, r.RV, store.State{RV: r.RV, Policy: w.feed.Policy()}
+			return nil
+		}
 		err := w.backlog(ctx, r.RV)
 		if !errors.Is(err, store.ErrCompacted) {
 			return err

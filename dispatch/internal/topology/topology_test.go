@@ -71,6 +71,7 @@ func TestCoalesce(t *testing.T) {
 
 // fakeSource is a log of deltas from 1 to rv, compacted up to compact.
 type fakeSource struct {
+	reads       int // of the log
 	rv, compact uint64
 	members     map[string]int
 	snapshots   int
@@ -92,6 +93,7 @@ func (f *fakeSource) Snapshot(_ context.Context, site string, only []identity.Pe
 }
 
 func (f *fakeSource) Since(_ context.Context, rv uint64, keep func(*store.Event) bool) ([]store.Event, store.State, error) {
+	f.reads++
 	if rv < f.compact || rv > f.rv {
 		return nil, store.State{}, store.ErrCompacted
 	}
@@ -142,7 +144,7 @@ func pending(t *testing.T, w *Watch) (raws []byte, rv uint64) {
 func TestFeed(t *testing.T) {
 	ctx := context.Background()
 	src := &fakeSource{rv: 20, compact: 5}
-	feed := NewFeed(src, 77, store.State{RV: 20}, Limits{})
+	feed := NewFeed(src, 77, store.State{RV: 20, Policy: 3}, Limits{})
 	for _, tt := range []struct {
 		name      string
 		epoch, rv uint64
@@ -158,7 +160,11 @@ func TestFeed(t *testing.T) {
 		{"other_epoch", 78, 20, true, 20, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			reads := src.reads
 			w := start(t, feed, Request{Epoch: tt.epoch, RV: tt.rv})
+			if upToDate := !tt.snapshot && tt.backlog == 0; upToDate != (src.reads == reads) {
+				t.Errorf("%d reads of the log", src.reads-reads)
+			}
 			if w.Snapshot != tt.snapshot || w.RV != tt.from || len(w.Backlog) != tt.backlog || w.State.Policy != 3 {
 				t.Errorf("watch = snapshot %v, rv %d, backlog %d, policy %d", w.Snapshot, w.RV, len(w.Backlog), w.State.Policy)
 			}
