@@ -33,8 +33,9 @@ const (
 	// NodeLifetime is how long a node's certificate is good for.
 	NodeLifetime = 7 * 24 * time.Hour
 	// backdate lets machines in whose clock is behind, as that of a robot without
-	// a battery-backed one often is.
-	backdate = time.Hour
+	// a battery-backed one often is, and keeps the mesh together while the hub's own
+	// clock is wrong by two hours: certificates made then are good at the right time.
+	backdate = 3 * time.Hour
 
 	rootLifetime         = 30 * 365 * 24 * time.Hour
 	intermediateLifetime = 10 * 365 * 24 * time.Hour
