@@ -55,6 +55,9 @@ func (l *load) rotate() bool {
 		if after.psk > epoch && out != acked {
 			return true, fmt.Sprintf("mesh key has epoch %d, the newest that was asked for is %d", after.psk, epoch)
 		}
+		if after.psk >= epoch && len(after.changed["psk"]) == 0 {
+			return true, fmt.Sprintf("mesh key %d is in force, but no watcher will hear of it", after.psk)
+		}
 		return after.psk >= epoch, ""
 	}}, out, err)
 	return out == acked
@@ -133,8 +136,8 @@ func (l *load) activate(version uint64, may []int64) ([]int64, bool) {
 		if after.active == before.active && o.out != acked {
 			return false, ""
 		}
-		if after.generation <= before.generation {
-			return true, fmt.Sprintf("policy %d is in force, but nobody was told", after.active)
+		if after.generation <= before.generation || len(after.changed["policy"]) == 0 {
+			return true, fmt.Sprintf("policy %d is in force, but no watcher will hear of it", after.active)
 		}
 		return o.out == acked || after.active == int64(version), ""
 	}}, out, err)

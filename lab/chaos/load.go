@@ -365,7 +365,6 @@ func (l *load) createToken() *op {
 // against the joins, so that the fleet keeps its size.
 func (l *load) operator(rng *rand.Rand) bool {
 	l.mu.Lock()
-	crowded := len(l.pool) > len(sites)*maxServed*2/3
 	open := 0
 	for _, k := range l.tokens {
 		if k.left > 0 && !k.closed {
@@ -378,7 +377,7 @@ func (l *load) operator(rng *rand.Rand) bool {
 		return l.createToken().out != unsent
 	case p < 4:
 		return l.revokeToken(rng)
-	case p < 6 && !crowded:
+	case p < 6:
 		return l.onNode(rng, opNodeUpdate, l.updateNode)
 	case p < 7:
 		return l.onNode(rng, opNodeRevoke, l.revokeNode)

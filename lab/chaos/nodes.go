@@ -37,17 +37,21 @@ func (l *load) updateNode(row *nodeRow, o *op) (outcome, error) {
 	n := l.n.Add(1)
 	req := &dispatchv1.UpdateNodeRequest{Node: row.id, Version: uint64(row.version)}
 	want := *row
-	switch n % 3 {
-	case 0:
+	to := sites[(slices.Index(sites, row.site)+1)%len(sites)]
+	l.mu.Lock()
+	room := l.served[to] < maxServed
+	l.mu.Unlock()
+	switch {
+	case n%3 == 0:
 		req.Name = fmt.Sprintf("renamed-%d", n)
 		want.name = req.Name
 		req.UpdateMask = &fieldmaskpb.FieldMask{Paths: []string{"name"}}
-	case 1:
+	case n%3 == 1 || !room:
 		req.Tags = []string{"chaos", fmt.Sprintf("u-%06d", n)}
 		want.tags = "chaos," + req.Tags[1]
 		req.UpdateMask = &fieldmaskpb.FieldMask{Paths: []string{"tags"}}
 	default:
-		req.Site = sites[(slices.Index(sites, row.site)+1)%len(sites)]
+		req.Site = to
 		want.site = req.Site
 		req.UpdateMask = &fieldmaskpb.FieldMask{Paths: []string{"site"}}
 	}

@@ -356,19 +356,19 @@ func (s *state) digest(site, self string) string {
 			lines = append(lines, peerLine(n.id, n.name, n.ip, n.tags))
 		}
 	}
-	return digest(lines, slices.Collect(maps.Keys(s.denials)))
+	return digest(lines, slices.Collect(maps.Keys(s.denials)), uint64(s.generation), uint64(s.psk))
 }
 
 func peerLine(id, name, ip, tags string) string {
 	return strings.Join([]string{id, name, ip, tags}, " ")
 }
 
-func digest(peers, denials []string) string {
+func digest(peers, denials []string, policy, psk uint64) string {
 	slices.Sort(peers)
 	slices.Sort(denials)
 	h := sha256.New()
 	for _, l := range append(peers, denials...) {
 		fmt.Fprintln(h, l)
 	}
-	return fmt.Sprintf("%d peers, %d denials, %x", len(peers), len(denials), h.Sum(nil)[:8])
+	return fmt.Sprintf("%d peers, %d denials (%x), policy %d, mesh key %d", len(peers), len(denials), h.Sum(nil)[:8], policy, psk)
 }

@@ -36,7 +36,9 @@ type watcher struct {
 	mu       sync.Mutex // guards the following
 	epoch    uint64
 	rv       uint64
-	synced   bool // on the present stream
+	policy   uint64 // number of the newest activation
+	psk      uint64 // epoch of the mesh key
+	synced   bool   // on the present stream
 	peers    map[string]string
 	denials  map[string]bool
 	next     map[string]string // what a snapshot brings, until Synced
@@ -134,6 +136,8 @@ func (w *watcher) apply(m *dispatchv1.WatchTopologyResponse) {
 		}
 		w.rv = max(w.rv, d.GetRv())
 		w.counts.deltas++
+		w.policy = max(w.policy, d.GetPolicyVersion())
+		w.psk = max(w.psk, uint64(d.GetPskEpoch()))
 		put(w.peers, d.GetUpserts())
 		for _, id := range d.GetDeletes() {
 			delete(w.peers, id)
@@ -152,6 +156,7 @@ func (w *watcher) apply(m *dispatchv1.WatchTopologyResponse) {
 
 func (w *watcher) syncedLocked(s *dispatchv1.Synced, bad func(string, ...any)) {
 	w.synced = true
+	w.policy, w.psk = max(w.policy, s.GetPolicyVersion()), max(w.psk, uint64(s.GetPskEpoch()))
 	if s.GetLazy() {
 		bad("scope became lazy: the harness let it grow too large")
 	}
@@ -229,7 +234,7 @@ func (w *watcher) digestLocked() string {
 			lines = append(lines, l)
 		}
 	}
-	return digest(lines, slices.Collect(maps.Keys(w.denials)))
+	return digest(lines, slices.Collect(maps.Keys(w.denials)), w.policy, w.psk)
 }
 
 // takeProblems returns what was wrong since the last call.
