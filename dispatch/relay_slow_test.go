@@ -27,7 +27,12 @@ func (m *machine) slowly(rate int) {
 		m.tb.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	m.tb.Cleanup(func() { _ = ln.Close(); wg.Wait() })
+	ctx, cancel := context.WithCancel(context.Background())
+	m.tb.Cleanup(func() {
+		_ = ln.Close()
+		cancel() // connections that are still idle would live for minutes
+		wg.Wait()
+	})
 	to := m.hub.NodeAddr().String()
 	wg.Go(func() {
 		for {
@@ -40,6 +45,7 @@ func (m *machine) slowly(rate int) {
 				_ = in.Close()
 				return
 			}
+			context.AfterFunc(ctx, func() { _, _ = in.Close(), out.Close() })
 			// Less would stall: on loopback a segment is as large.
 			_ = out.(*net.TCPConn).SetReadBuffer(64 << 10)
 			wg.Go(func() { _, _ = io.Copy(out, in); _ = out.Close() })
