@@ -429,6 +429,7 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 	g.Go(func() error { return s.compact(gctx, st) })
 	g.Go(func() error { return s.watchClock(gctx, authority) })
 	g.Go(func() error { return s.api.SignCheckpoints(gctx) })
+	g.Go(func() error { return trim(gctx) })
 	g.Go(func() error { return s.api.Upkeep(gctx) })
 	g.Go(func() error {
 		s.reports.Run(gctx)

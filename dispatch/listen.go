@@ -16,13 +16,16 @@ import (
 )
 
 const (
-	// handshakeTime bounds a TLS handshake.
+	// handshakeTime bounds a TLS handshake, with the wait for a place.
 	handshakeTime = 5 * time.Second
-	// Handshakes cost memory and a signature before anybody has shown who he is:
-	// so many may be under way, in all and from one address (one /64 in IPv6).
-	// A whole fleet may be behind one address.
-	maxHandshakes       = 1024
+	// Handshakes cost memory and a signature before anybody has shown who he is: so
+	// many are under way at once, in all and from one network, an address or a /64.
+	// A fleet that comes back waits; a whole one may be behind one address.
+	maxHandshakes       = 512
 	maxHandshakesPerNet = 256
+	// maxPending is how many connections from one network may be in all that, with
+	// those that wait: what comes on top is hung up on.
+	maxPending = 4096
 )
 
 // handshaker is a listener whose connections have finished their TLS handshake.
@@ -40,8 +43,14 @@ type handshaker struct {
 	wg     sync.WaitGroup
 	err    error // of the listener, once closed is
 
-	mu    sync.Mutex // guards perIP
-	perIP map[netip.Prefix]int
+	mu   sync.Mutex // guards nets
+	nets map[netip.Prefix]*pending
+}
+
+// pending are the connections from one network that are no more than that yet.
+type pending struct {
+	n     int
+	slots chan struct{}
 }
 
 func newHandshaker(ln net.Listener, cfg *tls.Config) *handshaker {
@@ -49,7 +58,7 @@ func newHandshaker(ln net.Listener, cfg *tls.Config) *handshaker {
 	cfg.NextProtos = []string{"h2", "http/1.1"}
 	h := &handshaker{
 		Listener: ln, cfg: cfg, done: make(chan net.Conn), closed: make(chan struct{}),
-		slots: make(chan struct{}, maxHandshakes), perIP: make(map[netip.Prefix]int),
+		slots: make(chan struct{}, maxHandshakes), nets: make(map[netip.Prefix]*pending),
 	}
 	h.wg.Go(h.run)
 	return h
@@ -70,26 +79,23 @@ func (h *handshaker) run() {
 			return
 		}
 		from := netOf(c.RemoteAddr())
-		if !h.enter(from) {
+		p := h.enter(from)
+		if p == nil {
 			_ = c.Close()
 			continue
 		}
 		h.wg.Go(func() {
-			defer h.leave(from)
-			h.handshake(c)
+			defer h.leave(from, p)
+			h.handshake(c, p)
 		})
 	}
 }
 
-func (h *handshaker) handshake(c net.Conn) {
-	relay.ShortQueue(c)
-	tc := tls.Server(c, h.cfg)
+func (h *handshaker) handshake(c net.Conn, p *pending) {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-	err := tc.HandshakeContext(ctx)
-	stop()
-	if err != nil {
+	tc := h.secure(ctx, c, p)
+	if tc == nil {
 		_ = c.Close()
 		return
 	}
@@ -100,28 +106,50 @@ func (h *handshaker) handshake(c net.Conn) {
 	}
 }
 
-// enter takes a place for a handshake, where there is one.
-func (h *handshaker) enter(from netip.Prefix) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.perIP[from] >= maxHandshakesPerNet {
-		return false
+// secure waits for a place and runs the handshake; nil where that fails.
+func (h *handshaker) secure(ctx context.Context, c net.Conn, p *pending) net.Conn {
+	// First that of the network, so that one network cannot hold those of all.
+	for _, slots := range []chan struct{}{p.slots, h.slots} {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		case <-ctx.Done():
+			return nil
+		case <-h.closed:
+			return nil
+		}
 	}
-	select {
-	case h.slots <- struct{}{}:
-	default:
-		return false
+	relay.ShortQueue(c)
+	tc := tls.Server(c, h.cfg)
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	if tc.HandshakeContext(ctx) != nil {
+		return nil
 	}
-	h.perIP[from]++
-	return true
+	return tc
 }
 
-func (h *handshaker) leave(from netip.Prefix) {
+// enter counts a connection; nil where its network has too many already.
+func (h *handshaker) enter(from netip.Prefix) *pending {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	<-h.slots
-	if h.perIP[from]--; h.perIP[from] == 0 {
-		delete(h.perIP, from)
+	p := h.nets[from]
+	if p == nil {
+		p = &pending{slots: make(chan struct{}, maxHandshakesPerNet)}
+		h.nets[from] = p
+	}
+	if p.n >= maxPending {
+		return nil
+	}
+	p.n++
+	return p
+}
+
+func (h *handshaker) leave(from netip.Prefix, p *pending) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p.n--; p.n == 0 {
+		delete(h.nets, from)
 	}
 }
 

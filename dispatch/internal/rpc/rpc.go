@@ -180,6 +180,7 @@ func (a *API) services() http.Handler {
 
 // pieces writes in small pieces: HTTP/2 keeps a buffer of the size of the largest
 // frame for as long as the connection lives, and one snapshot would set it to 16 KB.
+// Each piece is flushed, or the pieces would be joined to one frame again.
 //
 // While it is held it leaves out the flush that each message of a stream ends with:
 // many small ones then share a frame, a record of TLS and a write to the socket.
@@ -188,7 +189,7 @@ type pieces struct {
 	held bool
 }
 
-const pieceLen = 2048
+const pieceLen = 1024
 
 func (p *pieces) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
@@ -205,6 +206,7 @@ func (p *pieces) Write(b []byte) (n int, err error) {
 		if b = b[m:]; err != nil || len(b) == 0 {
 			return n, err
 		}
+		p.Flush()
 	}
 }
 
