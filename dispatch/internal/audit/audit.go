@@ -46,7 +46,7 @@ const domain = "bauxite audit v1\x00"
 
 // Event is what happened, before it has a number.
 type Event struct {
-	// Actor is "node:<PeerID>", "user:<name>", "key:<id>", "socket" or "hub".
+	// Actor is "node:<PeerID>", "user:<name>/<key id>", "token:<id>", "socket" or "hub".
 	Actor string
 	// Action is a word like "node.revoke".
 	Action string

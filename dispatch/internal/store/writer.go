@@ -52,7 +52,7 @@ func (t *tx) audit(action, target, detail string) {
 type actorKey struct{}
 
 // WithActor returns a context whose mutations are audited as done by actor:
-// "node:<PeerID>", "user:<name>", "key:<id>", "socket" or "hub".
+// "node:<PeerID>", "user:<name>/<key id>", "token:<id>", "socket" or "hub".
 func WithActor(ctx context.Context, actor string) context.Context {
 	return context.WithValue(ctx, actorKey{}, actor)
 }

@@ -26,7 +26,8 @@ type AuditEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Seq   uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	Time  *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// actor is "node:<PeerID>", "user:<name>", "key:<id>", "socket" or "hub".
+	// actor is "node:<PeerID>", "user:<name>/<key id>", "token:<id>", "socket" or
+	// "hub".
 	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
 	// action is a word like "node.revoke".
 	Action string `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
