@@ -329,6 +329,34 @@ func TestIncident10DenyByKey(t *testing.T) {
 	}
 }
 
+// A connection that was open before its certificate was revoked stayed good for new
+// calls.
+func TestIncident12RevokedOnOpenConnection(t *testing.T) {
+	h, ctx := dispatchtest.Start(t), testContext(t)
+	m := join(t, h, "m")
+	if _, err := m.provisioning().GetMeshKey(ctx, &dispatchv1.GetMeshKeyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	serial := parseCert(t, m.res.GetNodeCrt()).Serial.Bytes()
+	if _, err := fleetOf(h).RevokeNode(ctx, &dispatchv1.RevokeNodeRequest{Subject: &dispatchv1.RevokeNodeRequest_Serial{Serial: serial}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := m.provisioning().GetMeshKey(ctx, &dispatchv1.GetMeshKeyRequest{})
+	wantReason(t, "a call over the open connection", err, dispatchv1.ErrorReason_ERROR_REASON_NODE_REVOKED)
+	if _, err := m.renew(m.keys); err == nil {
+		t.Error("a revoked certificate renews itself over the open connection")
+	}
+	// The node itself is in good standing: it proves its key and gets another.
+	res, err := m.recover(ctx, h.Token(1), 0, nil, m.keys.Ed25519)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.useCert(h.Token(1), res.GetNodeCrt())
+	if _, err := m.renew(m.keys); err != nil {
+		t.Errorf("with its new certificate: %v", err)
+	}
+}
+
 // A node spoke from addresses that were not its own.
 func TestIncident11AddressInCertificate(t *testing.T) {
 	h := dispatchtest.Start(t)

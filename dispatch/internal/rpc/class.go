@@ -134,6 +134,7 @@ type caller struct {
 	// Of a node:
 	id       identity.PeerID
 	standing store.Standing // set by the gate
+	serial   []byte         // of its certificate
 	// unblock makes pending and later reads of the request fail.
 	unblock func()
 	// hold keeps what is sent in the response's buffer, as far as it fits, until the

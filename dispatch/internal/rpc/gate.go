@@ -17,7 +17,7 @@ import (
 // knows the live streams, so that it can end them.
 type gate struct {
 	// admit returns what the hub knows of a node, or why it may not call.
-	admit func(ctx context.Context, id identity.PeerID) (store.Standing, error)
+	admit func(ctx context.Context, id identity.PeerID, serial []byte) (store.Standing, error)
 	// recheck brings a user's role and key up to date.
 	recheck func(ctx context.Context, c *caller) error
 	// entered, where it is set, is asked last about each call that is let in. Tests
@@ -119,7 +119,7 @@ func (g *gate) enter(ctx context.Context, procedure string, fresh bool) (context
 	switch {
 	case c.class == node:
 		// The handshake may lie far back: connections live for weeks.
-		if c.standing, err = g.admit(ctx, c.id); err != nil {
+		if c.standing, err = g.admit(ctx, c.id, c.serial); err != nil {
 			return ctx, err
 		}
 	case c.class == user && fresh:

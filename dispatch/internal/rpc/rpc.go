@@ -133,8 +133,8 @@ func New(cfg Config) *API {
 	a.gate = &gate{
 		live:    make(map[subject]map[*context.CancelCauseFunc]struct{}),
 		recheck: a.keys.recheck,
-		admit: func(ctx context.Context, id identity.PeerID) (store.Standing, error) {
-			st, err := a.store.Admit(ctx, id, nil)
+		admit: func(ctx context.Context, id identity.PeerID, serial []byte) (store.Standing, error) {
+			st, err := a.store.Admit(ctx, id, serial)
 			if errors.Is(err, store.ErrNotFound) {
 				err = store.ErrNodeRevoked
 			}
@@ -228,6 +228,7 @@ func (a *API) NodeHandler() http.Handler {
 				return
 			}
 			c.class, c.id = node, id
+			c.serial = r.TLS.PeerCertificates[0].SerialNumber.Bytes()
 		}
 		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), c)))
 	})

@@ -32,42 +32,46 @@ type admissions struct {
 type admitted struct {
 	generation uint64
 	standing   Standing
+	serial     string // of the certificate; empty where none was asked for
 }
 
 // wrote forgets everybody. The writer calls it after each commit and before it
 // answers, so that whoever was told of a revocation finds nothing older.
 func (a *admissions) wrote() { a.generation.Add(1) }
 
-func (a *admissions) get(id identity.PeerID) (Standing, bool) {
+// get returns what is known of the bearer of a certificate; a nil serial asks for
+// the node alone.
+func (a *admissions) get(id identity.PeerID, serial []byte) (Standing, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	k, ok := a.known[id]
-	return k.standing, ok && k.generation == a.generation.Load()
+	return k.standing, ok && k.generation == a.generation.Load() && (len(serial) == 0 || k.serial == string(serial))
 }
 
 // put remembers what was read after generation was.
-func (a *admissions) put(id identity.PeerID, generation uint64, st Standing) {
+func (a *admissions) put(id identity.PeerID, serial []byte, generation uint64, st Standing) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.known == nil || len(a.known) >= maxAdmitted {
 		a.known = make(map[identity.PeerID]admitted)
 	}
-	a.known[id] = admitted{generation, st}
+	if k, ok := a.known[id]; ok && k.generation == generation && len(serial) == 0 {
+		return // it knows more already
+	}
+	a.known[id] = admitted{generation, st, string(serial)}
 }
 
 // Admit reports whether the bearer of a certificate is a node in good standing. A
 // nil serial asks for the node alone. Errors: ErrNotFound, ErrNodeRevoked,
 // ErrNodeLocked.
 func (s *Store) Admit(ctx context.Context, id identity.PeerID, serial []byte) (Standing, error) {
-	if serial == nil {
-		if st, ok := s.admissions.get(id); ok {
-			return st, nil
-		}
+	if st, ok := s.admissions.get(id, serial); ok {
+		return st, nil
 	}
 	generation := s.admissions.generation.Load()
 	st, err := s.admit(ctx, id, serial)
 	if err == nil {
-		s.admissions.put(id, generation, st)
+		s.admissions.put(id, serial, generation, st)
 	}
 	return st, err
 }

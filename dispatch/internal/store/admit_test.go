@@ -16,20 +16,28 @@ import (
 func TestAdmissionsForget(t *testing.T) {
 	var a admissions
 	id := identity.PeerID{1}
-	if _, ok := a.get(id); ok {
+	if _, ok := a.get(id, nil); ok {
 		t.Error("an unknown node is known")
 	}
 	g := a.generation.Load()
-	a.put(id, g, Standing{Name: "n"})
-	if st, ok := a.get(id); !ok || st.Name != "n" {
+	a.put(id, nil, g, Standing{Name: "n"})
+	if st, ok := a.get(id, nil); !ok || st.Name != "n" {
 		t.Errorf("get = %v, %v", st, ok)
 	}
+	a.put(id, []byte("s"), g, Standing{Name: "n"})
+	a.put(id, nil, g, Standing{Name: "n"})
+	if _, ok := a.get(id, []byte("s")); !ok {
+		t.Error("the certificate that was admitted is forgotten")
+	}
+	if _, ok := a.get(id, []byte("other")); ok {
+		t.Error("another certificate than the one that was admitted is known")
+	}
 	a.wrote()
-	if _, ok := a.get(id); ok {
+	if _, ok := a.get(id, nil); ok {
 		t.Error("a node is known after a write")
 	}
-	a.put(id, g, Standing{}) // its query began before the write
-	if _, ok := a.get(id); ok {
+	a.put(id, nil, g, Standing{}) // its query began before the write
+	if _, ok := a.get(id, nil); ok {
 		t.Error("what was read before the write is known after it")
 	}
 }
