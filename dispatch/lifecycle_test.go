@@ -81,12 +81,25 @@ func TestApproval(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until("approved", func() bool { return w.peers[m.id.String()] != nil })
+	// An approval outlives the token: its use was taken when it was good.
+	if _, err := fleet.RevokeToken(ctx, &dispatchv1.RevokeTokenRequest{Id: tok.GetId()}); err != nil {
+		t.Fatal(err)
+	}
 	res, err := m.provision(tok.GetToken(), "late")
 	if err != nil || res.GetName() != "late" {
 		t.Fatalf("after approval = %v, %v", res, err)
 	}
 	m.useCert(tok.GetToken(), res.GetNodeCrt())
 	m.signal(ctx)
+	_, err = m.provision(tok.GetToken(), "late")
+	wantReason(t, "a second certificate by the revoked token", err, dispatchv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED)
+	// A member gains nothing from such a token without a person.
+	more, err := fleet.CreateToken(ctx, &dispatchv1.CreateTokenRequest{NeedsApproval: true, Tags: []string{"operator"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.provision(more.GetToken(), "a")
+	wantReason(t, "rejoin for more tags", err, dispatchv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED)
 	// Approved by nobody but an administrator, and on record.
 	if n, err := fleet.GetNode(ctx, &dispatchv1.GetNodeRequest{Node: "late"}); err != nil ||
 		n.GetNode().GetApprovedBy() != "socket" || !slices.Equal(n.GetNode().GetTags(), []string{"arm"}) {
@@ -159,6 +172,30 @@ func TestPlainFlow(t *testing.T) {
 	if _, err := dispatchv1connect.NewProvisioningServiceClient(old, h.URL()).GetMeshKey(ctx, &dispatchv1.GetMeshKeyRequest{}); err == nil {
 		t.Error("the replaced key is still let in")
 	}
+	// Whoever knows the old id means the node.
+	if n, err := fleetOf(h).GetNode(ctx, &dispatchv1.GetNodeRequest{Node: rk.GetNodeId()}); err != nil || n.GetNode().GetName() != "plain" {
+		t.Errorf("node by its new id = %v, %v", n, err)
+	}
+	again := newMachine(t, h)
+	rk2, err := m.provisioning().Rekey(ctx, again.rekeyRequest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := fleetOf(h).GetNode(ctx, &dispatchv1.GetNodeRequest{Node: rk.GetNodeId()}); err != nil || n.GetNode().GetNodeId() != rk2.GetNodeId() {
+		t.Errorf("node by the id before = %v, %v", n, err)
+	}
+	// And it cannot go on so: each re-key leaves a denial behind.
+	for i, limited := 0, false; !limited; i++ {
+		again.useCert(token, rk2.GetNodeCrt())
+		next := newMachine(t, h)
+		if rk2, err = again.provisioning().Rekey(ctx, next.rekeyRequest()); err != nil {
+			limited = connect.CodeOf(err) == connect.CodeResourceExhausted
+		}
+		if err != nil && !limited || i > 5 {
+			t.Fatalf("re-key %d = %v, want a limit", i, err)
+		}
+		again = next
+	}
 	// A token may forbid all that.
 	strict, err := fleetOf(h).CreateToken(ctx, &dispatchv1.CreateTokenRequest{RequireCsr: true})
 	if err != nil {
@@ -168,6 +205,48 @@ func TestPlainFlow(t *testing.T) {
 	req.Csr, req.GenerateKey = nil, true
 	_, err = m.stranger(strict.GetToken()).Provision(ctx, req)
 	wantReason(t, "join without a CSR", err, dispatchv1.ErrorReason_ERROR_REASON_CSR_REQUIRED)
+}
+
+func (m *machine) rekeyRequest() *dispatchv1.RekeyRequest {
+	csr, err := m.keys.CSR()
+	if err != nil {
+		m.tb.Fatal(err)
+	}
+	return &dispatchv1.RekeyRequest{Csr: csr, X25519PublicKey: m.keys.X25519.PublicKey().Bytes()}
+}
+
+// TestRepeatedJoin: a machine that redeems one token for ever leaves no rows behind
+// for ever, and others hear nothing of it.
+func TestRepeatedJoin(t *testing.T) {
+	h, ctx := dispatchtest.Start(t), testContext(t)
+	a := join(t, h, "a")
+	w := a.watch(ctx, nil)
+	w.until("sync", func() bool { return w.epoch != 0 })
+	rv := w.rv
+	for _, plain := range []bool{false, true} {
+		token := h.Token(1)
+		m := newMachine(t, h)
+		req := m.request(token, "m")
+		if plain {
+			req.Csr, req.GenerateKey = nil, true
+		}
+		limited := false
+		for i := 0; !limited; i++ {
+			_, err := m.stranger(token).Provision(ctx, req)
+			limited = connect.CodeOf(err) == connect.CodeResourceExhausted
+			if err != nil && !limited || i > 5 {
+				t.Fatalf("plain %v: join %d = %v, want a limit", plain, i, err)
+			}
+		}
+	}
+	b := join(t, h, "b")
+	w.until("b", func() bool { return w.peers[b.id.String()] != nil })
+	if w.denials != 0 {
+		t.Errorf("%d denials", w.denials)
+	}
+	if len(w.peers) != 3 { // a, the one with a key of its own, b
+		t.Errorf("%d peers since rv %d", len(w.peers), rv)
+	}
 }
 
 // recover claims to be m with a generation; attempt nil means a new one.

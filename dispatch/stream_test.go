@@ -180,6 +180,7 @@ func (w *watch) until(what string, cond func() bool) {
 			for _, p := range e.Delta.GetUpserts() {
 				w.peers[p.GetNodeId()] = p
 			}
+			w.denials += len(e.Delta.GetDenials())
 			for _, id := range e.Delta.GetDeletes() {
 				delete(w.peers, id)
 			}

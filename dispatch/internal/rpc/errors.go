@@ -54,6 +54,8 @@ func wireError(ctx context.Context, log *slog.Logger, what string, err error) er
 			"make sure that there is one such machine, then: bauxite-dispatch node approve")
 	case errors.Is(err, store.ErrRekey):
 		return fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_REKEY_REQUIRED, err.Error(), "")
+	case errors.Is(err, store.ErrNeedsPerson):
+		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED, err.Error(), "an administrator gives it its tags: bauxite-dispatch node set")
 	case errors.Is(err, store.ErrCSRRequired):
 		return fail(denied, dispatchv1.ErrorReason_ERROR_REASON_CSR_REQUIRED, err.Error(), "let the node make its key")
 	case errors.Is(err, store.ErrRecoveryExhausted):

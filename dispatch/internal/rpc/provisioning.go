@@ -44,20 +44,32 @@ func (p provisioning) Provision(ctx context.Context, req *dispatchv1.ProvisionRe
 		return nil, fail(connect.CodePermissionDenied, dispatchv1.ErrorReason_ERROR_REASON_TOKEN_FOREIGN, refused,
 			"the token belongs to another hub: check the URL")
 	}
+	// First of all the secret: without it, a caller learns nothing more. It is looked
+	// up before the address is: behind one address, those who fail must not keep
+	// out those who do not.
 	ip := callerOf(ctx).ip
-	if err := p.keys.mayTry(ip); err != nil {
-		return nil, err
-	}
-	// First of all the secret: without it, a caller learns nothing more.
 	if err := p.store.CheckSecret(ctx, tok.ID, tok.SecretHash()); err != nil {
 		if errors.Is(err, store.ErrTokenInvalid) {
+			if limited := p.keys.mayTry(ip); limited != nil {
+				return nil, limited
+			}
 			p.keys.failed(ip)
+			p.log.InfoContext(ctx, "join refused", "token_id", tok.ID, "from", ip.String(), "err", err)
 		}
 		return nil, wireError(ctx, p.log, "join", err)
 	}
 	j, key, err := p.joinOf(req)
 	if err != nil {
 		return nil, err
+	}
+	// A member that comes again costs a certificate and an audit entry each time,
+	// which stay. The X25519 key is what it keeps.
+	member, err := p.store.Member(ctx, j.X25519)
+	if err != nil {
+		return nil, wireError(ctx, p.log, "join", err)
+	}
+	if member && !p.rejoins.allow(identity.PeerID(j.X25519), time.Now()) {
+		return nil, tooMany()
 	}
 	j.TokenID, j.SecretHash, j.Now = tok.ID, tok.SecretHash(), time.Now()
 	c, err := p.issue(j.Now)

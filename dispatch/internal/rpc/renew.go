@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	// A node may renew renewBurst times at once and then once in renewEvery.
+	// A node may renew, or join again, renewBurst times at once and then once in
+	// renewEvery, and replace its keys once in rekeyEvery: each adds rows that stay.
 	renewBurst = 3
+	rekeyEvery = 20 * time.Minute
 	// maxFree is how many nodes a limiter remembers before it looks for those that
 	// it need not.
 	maxFree    = 4096
@@ -58,7 +60,7 @@ func (p provisioning) Rekey(ctx context.Context, req *dispatchv1.RekeyRequest) (
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	id, now := callerOf(ctx).id, time.Now()
-	if !p.renewals.allow(id, now) {
+	if !p.rekeys.allow(id, now) {
 		return nil, tooMany()
 	}
 	bad := func(text string) (*dispatchv1.RekeyResponse, error) {
@@ -85,8 +87,8 @@ func (p provisioning) Rekey(ctx context.Context, req *dispatchv1.RekeyRequest) (
 	if err != nil {
 		return nil, wireError(ctx, p.log, "re-key", err)
 	}
-	p.renewals.forget(id)
-	p.gate.cut(id)
+	p.rekeys.move(id, n.ID)
+	p.dropped(id)
 	p.log.InfoContext(ctx, "node has new keys", "node", n.ID.Short(), "was", id.Short(), "name", n.Name)
 	return &dispatchv1.RekeyResponse{NodeId: n.ID.String(), NodeCrt: crt, CaCrt: p.cfg.CA.RootPEM(), Generation: n.Generation}, nil
 }
@@ -132,12 +134,24 @@ func tooMany() error {
 
 // limiter bounds renewals per node.
 type limiter struct {
+	every time.Duration
+
 	mu sync.Mutex // guards free
 	// free is when a node has its whole burst again.
 	free map[identity.PeerID]time.Time
 }
 
-func newLimiter() *limiter { return &limiter{free: make(map[identity.PeerID]time.Time)} }
+func newLimiter(every time.Duration) *limiter {
+	return &limiter{every: every, free: make(map[identity.PeerID]time.Time)}
+}
+
+// move makes a node that has another id now go on where it was.
+func (l *limiter) move(from, to identity.PeerID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.free[to] = l.free[from]
+	delete(l.free, from)
+}
 
 // forget drops what is known of a node that is gone.
 func (l *limiter) forget(id identity.PeerID) {
@@ -161,7 +175,7 @@ func (l *limiter) allow(id identity.PeerID, now time.Time) bool {
 	if t.Before(now) {
 		t = now
 	}
-	if t = t.Add(renewEvery); t.Sub(now) > renewBurst*renewEvery {
+	if t = t.Add(l.every); t.Sub(now) > renewBurst*l.every {
 		return false
 	}
 	l.free[id] = t

@@ -98,11 +98,11 @@ type API struct {
 	gate  *gate
 	keys  *keyring
 	// renewals bounds how many rows a node can add to the table of certificates.
-	renewals   *limiter
-	talks      *talks
-	rollout    *hubpolicy.Rollout
-	challenges challenger
-	started    time.Time
+	renewals, rejoins, rekeys *limiter
+	talks                     *talks
+	rollout                   *hubpolicy.Rollout
+	challenges                challenger
+	started                   time.Time
 
 	mu   sync.Mutex                    // guards the following
 	left map[identity.PeerID]time.Time // ends of streams that are not stored yet
@@ -127,7 +127,7 @@ func New(cfg Config) *API {
 	if cfg.AdminURL == nil {
 		cfg.AdminURL = func() string { return "" }
 	}
-	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter(), talks: newTalks(cfg.Store), started: time.Now(), left: make(map[identity.PeerID]time.Time)}
+	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter(renewEvery), rejoins: newLimiter(renewEvery), rekeys: newLimiter(rekeyEvery), talks: newTalks(cfg.Store), started: time.Now(), left: make(map[identity.PeerID]time.Time)}
 	a.keys = newKeyring(a.store, a.log)
 	a.rollout = a.newRollout()
 	a.gate = &gate{

@@ -325,6 +325,9 @@ func testEphemeral(t *testing.T, open opener) {
 	if err := f.CreateToken(ctx, Token{ID: "k", MaxUses: 9, Expires: time.Now().Add(time.Hour), Ephemeral: true}); err != nil {
 		t.Fatal(err)
 	}
+	if err := f.CreateToken(ctx, Token{ID: "k3", MaxUses: 300, Expires: time.Now().Add(time.Hour), Ephemeral: true}); err != nil {
+		t.Fatal(err)
+	}
 	f.token(t, "lasting", 9, time.Hour)
 	now := time.Now()
 	old := func(j Join) Join { j.Now = now.Add(-2 * time.Hour); return j }
@@ -335,14 +338,25 @@ func testEphemeral(t *testing.T, open opener) {
 	if _, err := f.Enroll(ctx, old(newJoin("lasting", "lasting", now))); err != nil {
 		t.Fatal(err)
 	}
+	// More of them are online than fit into one page.
+	var still []identity.PeerID
+	for range 300 {
+		n, err := f.Enroll(ctx, old(newJoin("k3", "still", now)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		still = append(still, n.ID)
+	}
 	if err := f.Touch(ctx, map[identity.PeerID]time.Time{recent.ID: now.Add(-time.Minute), {9}: now}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := f.ExpireEphemeral(ctx, time.Hour, now, func(id identity.PeerID) bool { return id == online.ID })
+	got, err := f.ExpireEphemeral(ctx, time.Hour, now, func(id identity.PeerID) bool {
+		return id == online.ID || slices.Contains(still, id)
+	})
 	if err != nil || len(got) != 1 || got[0] != gone.ID {
 		t.Errorf("expired = %v, %v; want %v", got, err, gone.ID)
 	}
-	if nodes, err := f.ListNodes(ctx); err != nil || len(nodes) != 4 {
+	if nodes, err := f.ListNodes(ctx); err != nil || len(nodes) != 4+len(still) {
 		t.Errorf("%d nodes left, %v", len(nodes), err)
 	}
 }
@@ -364,6 +378,18 @@ func testFind(t *testing.T, open opener) {
 	for _, text := range []string{"", "x", id[:minPrefix-1], id + "a", "!!!!!!!!", strings.Repeat("a", 52)} {
 		if got, err := f.FindNode(ctx, text); !errors.Is(err, ErrNotFound) {
 			t.Errorf("find %q = %v, %v", text, got.ID, err)
+		}
+	}
+	// Nobody can be called what stands for another.
+	for _, name := range []string{id, id[:8], id[:minPrefix]} {
+		if got, _ := f.enroll(t, name); got.Name == name {
+			t.Errorf("a node is called %s, as the id of another begins", name)
+		}
+		if _, err := f.Update(ctx, n.ID, Edit{Name: &name}); !errors.Is(err, ErrNameTaken) {
+			t.Errorf("rename to %s = %v", name, err)
+		}
+		if got, err := f.FindNode(ctx, name); err != nil || got.ID != n.ID {
+			t.Errorf("find %s = %s, %v", name, got.Name, err)
 		}
 	}
 	for _, a := range []netip.Addr{n.Virtual4, n.Virtual6} {

@@ -39,7 +39,7 @@ type Join struct {
 // nothing; with another token it uses that one. Where the hub made the key, the
 // X25519 key alone tells the machine. A node that is Pending has no certificate
 // yet. Errors: ErrToken*, ErrKeyInUse, ErrNodeRevoked, ErrNodeLocked,
-// ErrCSRRequired, ErrExhausted.
+// ErrCSRRequired, ErrNeedsPerson, ErrExhausted.
 func (s *Store) Enroll(ctx context.Context, j Join) (n Node, err error) {
 	err = s.update(ctx, func(t *tx) error {
 		n, err = t.enroll(s.meta, j)
@@ -50,6 +50,13 @@ func (s *Store) Enroll(ctx context.Context, j Join) (n Node, err error) {
 
 func (t *tx) enroll(m Meta, j Join) (Node, error) {
 	k, err := t.token(j.TokenID, j.SecretHash, j.Now)
+	if errors.Is(err, ErrTokenExpired) || errors.Is(err, ErrTokenRevoked) {
+		// Its use was taken when it was good, and a person's approval takes its time.
+		n, kerr := nodeByID(bg, t.q, m, identity.NewPeerID(j.Ed25519, j.X25519))
+		if kerr == nil && !j.ServerKey && n.TokenID == j.TokenID && t.unanswered(n) {
+			err = nil
+		}
+	}
 	if err != nil {
 		return Node{}, err
 	}
@@ -77,6 +84,13 @@ func (t *tx) enroll(m Meta, j Join) (Node, error) {
 		t.audit("node.rejoin", id.String(), detail("name", n.Name, "token", j.TokenID))
 	}
 	return n, t.addCert(id, j.Serial, j.NotAfter)
+}
+
+// unanswered reports whether a node has waited for its approval, or still does: it
+// has no certificate yet.
+func (t *tx) unanswered(n Node) bool {
+	last, err := t.q.LastCert(bg, n.ID[:])
+	return err == nil && last == 0 && (n.State == Pending || n.State == Active)
 }
 
 // known returns the node that the machine is already.
@@ -192,6 +206,9 @@ func flag(b bool) int64 {
 
 // rejoin lets a known machine in with a further token, whose tags it gains.
 func (t *tx) rejoin(n *Node, j Join, k Token) error {
+	if k.NeedsApproval && n.State == Active && slices.ContainsFunc(k.Tags, func(tag string) bool { return !slices.Contains(n.Tags, tag) }) {
+		return ErrNeedsPerson
+	}
 	if err := t.consume(j.TokenID, j.Now); err != nil {
 		return err
 	}
@@ -259,7 +276,23 @@ func (t *tx) isFree(name string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look up name: %w", err)
 	}
-	return n == 0 && name != "hub", nil
+	if n > 0 || name == "hub" {
+		return false, nil
+	}
+	// Nobody is called what stands for another: a person who names a node by its id
+	// means that one.
+	if _, err := identity.ParsePeerID(name); err == nil {
+		return false, nil
+	}
+	low, high, ok := prefixRange(name)
+	if !ok {
+		return true, nil
+	}
+	rows, err := t.q.NodesInRange(bg, db.NodesInRangeParams{Low: low, High: high})
+	if err != nil {
+		return false, fmt.Errorf("look up name: %w", err)
+	}
+	return len(rows) == 0, nil
 }
 
 // replace puts new keys into the place of a node's old ones: another row, because
@@ -270,13 +303,26 @@ func (t *tx) replace(old, n Node) error {
 	if err != nil {
 		return fmt.Errorf("read certificates: %w", err)
 	}
+	was := old.ID[:]
+	if old.ServerKey {
+		was = []byte{}
+	}
 	if _, err := t.q.DeleteNode(bg, old.ID[:]); err != nil {
 		return fmt.Errorf("replace node: %w", err)
 	}
 	if err := t.insert(&n); err != nil {
 		return err
 	}
-	if last == 0 {
+	err = t.q.SetReplaced(bg, db.SetReplacedParams{
+		Was: was, RecoverLeft: int64(old.RecoverLeft), RowVersion: int64(old.Version) + 1, ID: n.ID[:],
+	})
+	if err != nil {
+		return fmt.Errorf("replace node: %w", err)
+	}
+	// Nobody has ever heard of a node whose key the hub made, and the hub lets in
+	// nobody whose row is gone.
+	if last == 0 || old.ServerKey {
+		t.change(Change{Scope: ScopeNone, Delete: old.ID})
 		return nil
 	}
 	d := Denial{Kind: DenyNode, Value: old.ID[:], Until: time.UnixMicro(last).Add(time.Second)}

@@ -212,25 +212,30 @@ func (t *tx) delete(m Meta, id identity.PeerID, why string, now time.Time) error
 // by online, and had none for age. It returns those that it deleted.
 func (s *Store) ExpireEphemeral(ctx context.Context, age time.Duration, now time.Time, online func(identity.PeerID) bool) ([]identity.PeerID, error) {
 	before := now.Add(-age).UnixMicro()
-	rows, err := s.rq.StaleEphemeral(ctx, db.StaleEphemeralParams{LastSeen: before, Created: before})
-	if err != nil {
-		return nil, fmt.Errorf("list ephemeral nodes: %w", err)
-	}
 	var gone []identity.PeerID
-	for _, b := range rows {
-		id, err := peerID(b)
+	for last := []byte{}; ; {
+		rows, err := s.rq.StaleEphemeral(ctx, db.StaleEphemeralParams{LastSeen: before, Created: before, ID: last})
 		if err != nil {
-			return gone, err
+			return gone, fmt.Errorf("list ephemeral nodes: %w", err)
 		}
-		if online(id) {
-			continue
+		if len(rows) == 0 {
+			return gone, nil
 		}
-		if err := s.Delete(ctx, id, "expire", now); err != nil {
-			return gone, err
+		last = rows[len(rows)-1]
+		for _, b := range rows {
+			id, err := peerID(b)
+			if err != nil {
+				return gone, err
+			}
+			if online(id) { // for long, maybe: what is stored is when it went
+				continue
+			}
+			if err := s.Delete(ctx, id, "expire", now); err != nil {
+				return gone, err
+			}
+			gone = append(gone, id)
 		}
-		gone = append(gone, id)
 	}
-	return gone, nil
 }
 
 // Touch records when nodes were last seen. It is not audited: nobody asked for it.

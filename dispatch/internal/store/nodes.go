@@ -3,6 +3,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"encoding/base32"
@@ -134,27 +135,51 @@ func (s *Store) NodeByAddr(ctx context.Context, a netip.Addr) (Node, error) {
 // minPrefix is how many characters of a PeerID stand for it at least.
 const minPrefix = 6
 
-// FindNode returns the node that a person means by its name, its PeerID or the
-// beginning of one. Errors: ErrNotFound, ErrAmbiguous.
+// FindNode returns the node that a person means by its PeerID, also the one that it
+// had before its keys were replaced, its name or the beginning of its PeerID. A
+// PeerID never stands for a name. Errors: ErrNotFound, ErrAmbiguous.
 func (s *Store) FindNode(ctx context.Context, text string) (Node, error) {
-	n, err := s.NodeByName(ctx, text)
-	if err == nil || !errors.Is(err, ErrNotFound) {
+	if id, err := identity.ParsePeerID(text); err == nil {
+		n, err := s.NodeByID(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			r, werr := s.rq.NodeByWas(ctx, id[:])
+			n, err = withTags(ctx, s.rq, s.meta, r, werr)
+		}
 		return n, err
 	}
-	low, high, ok := prefixRange(text)
-	if !ok {
-		return Node{}, fmt.Errorf("node %q: %w", text, ErrNotFound)
+	named, err := s.NodeByName(ctx, text)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return Node{}, err
 	}
-	rows, err := s.rq.NodesInRange(ctx, db.NodesInRangeParams{Low: low, High: high})
+	isName := err == nil
+	low, high, ok := prefixRange(text)
+	var rows []db.Node
+	if ok {
+		if rows, err = s.rq.NodesInRange(ctx, db.NodesInRangeParams{Low: low, High: high}); err != nil {
+			return Node{}, fmt.Errorf("look up node: %w", err)
+		}
+	}
 	switch {
-	case err != nil:
-		return Node{}, fmt.Errorf("look up node: %w", err)
-	case len(rows) > 1:
+	case isName && len(rows) == 0, isName && len(rows) == 1 && bytes.Equal(rows[0].ID, named.ID[:]):
+		return named, nil
+	case isName, len(rows) > 1:
 		return Node{}, fmt.Errorf("node %q: %w", text, ErrAmbiguous)
 	case len(rows) == 0:
 		return Node{}, fmt.Errorf("node %q: %w", text, ErrNotFound)
 	}
 	return withTags(ctx, s.rq, s.meta, rows[0], nil)
+}
+
+// Member reports whether an X25519 key belongs to a node that is let in.
+func (s *Store) Member(ctx context.Context, x []byte) (bool, error) {
+	r, err := s.rq.NodeByX25519(ctx, x)
+	if isNoRows(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up key: %w", err)
+	}
+	return r.State == string(Active), nil
 }
 
 // prefixRange returns the lowest and the highest id whose text begins with text.

@@ -58,6 +58,9 @@ var (
 	ErrRekey = errors.New("node must replace the key that the hub made")
 	// ErrCSRRequired means that the token does not allow the hub to make the key.
 	ErrCSRRequired = errors.New("join token requires a certificate request")
+	// ErrNeedsPerson means that a token which needs approval would give a node that
+	// is a member already more than it has.
+	ErrNeedsPerson = errors.New("the token needs approval, and the node is a member already")
 	// ErrRecoveryExhausted means that the node has used up its recoveries.
 	ErrRecoveryExhausted = errors.New("node has used up its recoveries")
 	// ErrConflict means that the object has changed since the caller read it.

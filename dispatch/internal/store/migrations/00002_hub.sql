@@ -13,10 +13,12 @@ ALTER TABLE nodes ADD COLUMN locked INTEGER NOT NULL DEFAULT 0 CHECK (locked IN 
 ALTER TABLE nodes ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;    -- counts recoveries; -1 takes that of the next one
 ALTER TABLE nodes ADD COLUMN recovery_id BLOB NOT NULL DEFAULT x'';    -- of the last recovery
 ALTER TABLE nodes ADD COLUMN recover_left INTEGER NOT NULL DEFAULT 3 CHECK (recover_left >= 0);
+ALTER TABLE nodes ADD COLUMN was BLOB NOT NULL DEFAULT x'';            -- id before its keys were replaced
 ALTER TABLE nodes ADD COLUMN approved_by TEXT NOT NULL DEFAULT '';
 ALTER TABLE nodes ADD COLUMN last_seen INTEGER NOT NULL DEFAULT 0;     -- end of the last stream, written in batches
 ALTER TABLE nodes ADD COLUMN discovery_id INTEGER;                     -- of its ROS 2 discovery server
 CREATE UNIQUE INDEX nodes_discovery ON nodes (discovery_id) WHERE discovery_id IS NOT NULL;
+CREATE INDEX nodes_was ON nodes (was) WHERE was != x'';
 CREATE INDEX nodes_site ON nodes (site, state);
 
 ALTER TABLE join_tokens ADD COLUMN site TEXT NOT NULL DEFAULT '';

@@ -10,6 +10,15 @@ SELECT * FROM nodes WHERE ip = ?;
 -- name: NodeByKey :one
 SELECT * FROM nodes WHERE ed25519 = ?;
 
+-- name: NodeByX25519 :one
+SELECT * FROM nodes WHERE x25519 = ?;
+
+-- name: NodeByWas :one
+SELECT * FROM nodes WHERE was = ? AND was != x'';
+
+-- name: SetReplaced :exec
+UPDATE nodes SET was = ?, recover_left = ?, row_version = ? WHERE id = ?;
+
 -- name: NodeBySerial :one
 SELECT sqlc.embed(nodes) FROM nodes JOIN certs ON certs.node_id = nodes.id WHERE certs.serial = ?;
 
@@ -86,7 +95,7 @@ INSERT INTO node_tags (node_id, tag) VALUES (?, ?);
 DELETE FROM node_tags WHERE node_id = ?;
 
 -- name: StaleEphemeral :many
-SELECT id FROM nodes WHERE ephemeral = 1 AND state = 'active' AND last_seen < ? AND created < ? LIMIT 256;
+SELECT id FROM nodes WHERE ephemeral = 1 AND state = 'active' AND last_seen < ? AND created < ? AND id > ? ORDER BY id LIMIT 256;
 
 -- name: ListNodes :many
 SELECT sqlc.embed(nodes),

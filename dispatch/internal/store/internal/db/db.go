@@ -231,6 +231,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.nodeBySerialStmt, err = db.PrepareContext(ctx, nodeBySerial); err != nil {
 		return nil, fmt.Errorf("error preparing query NodeBySerial: %w", err)
 	}
+	if q.nodeByWasStmt, err = db.PrepareContext(ctx, nodeByWas); err != nil {
+		return nil, fmt.Errorf("error preparing query NodeByWas: %w", err)
+	}
+	if q.nodeByX25519Stmt, err = db.PrepareContext(ctx, nodeByX25519); err != nil {
+		return nil, fmt.Errorf("error preparing query NodeByX25519: %w", err)
+	}
 	if q.nodesInRangeStmt, err = db.PrepareContext(ctx, nodesInRange); err != nil {
 		return nil, fmt.Errorf("error preparing query NodesInRange: %w", err)
 	}
@@ -287,6 +293,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.setRecoveredStmt, err = db.PrepareContext(ctx, setRecovered); err != nil {
 		return nil, fmt.Errorf("error preparing query SetRecovered: %w", err)
+	}
+	if q.setReplacedStmt, err = db.PrepareContext(ctx, setReplaced); err != nil {
+		return nil, fmt.Errorf("error preparing query SetReplaced: %w", err)
 	}
 	if q.setSiteStmt, err = db.PrepareContext(ctx, setSite); err != nil {
 		return nil, fmt.Errorf("error preparing query SetSite: %w", err)
@@ -683,6 +692,16 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing nodeBySerialStmt: %w", cerr)
 		}
 	}
+	if q.nodeByWasStmt != nil {
+		if cerr := q.nodeByWasStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nodeByWasStmt: %w", cerr)
+		}
+	}
+	if q.nodeByX25519Stmt != nil {
+		if cerr := q.nodeByX25519Stmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nodeByX25519Stmt: %w", cerr)
+		}
+	}
 	if q.nodesInRangeStmt != nil {
 		if cerr := q.nodesInRangeStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing nodesInRangeStmt: %w", cerr)
@@ -776,6 +795,11 @@ func (q *Queries) Close() error {
 	if q.setRecoveredStmt != nil {
 		if cerr := q.setRecoveredStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing setRecoveredStmt: %w", cerr)
+		}
+	}
+	if q.setReplacedStmt != nil {
+		if cerr := q.setReplacedStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setReplacedStmt: %w", cerr)
 		}
 	}
 	if q.setSiteStmt != nil {
@@ -961,6 +985,8 @@ type Queries struct {
 	nodeByKeyStmt            *sql.Stmt
 	nodeByNameStmt           *sql.Stmt
 	nodeBySerialStmt         *sql.Stmt
+	nodeByWasStmt            *sql.Stmt
+	nodeByX25519Stmt         *sql.Stmt
 	nodesInRangeStmt         *sql.Stmt
 	policyByVersionStmt      *sql.Stmt
 	putStageStmt             *sql.Stmt
@@ -980,6 +1006,7 @@ type Queries struct {
 	setJoinStmt              *sql.Stmt
 	setNameStmt              *sql.Stmt
 	setRecoveredStmt         *sql.Stmt
+	setReplacedStmt          *sql.Stmt
 	setSiteStmt              *sql.Stmt
 	setStateStmt             *sql.Stmt
 	setUserRoleStmt          *sql.Stmt
@@ -1070,6 +1097,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		nodeByKeyStmt:            q.nodeByKeyStmt,
 		nodeByNameStmt:           q.nodeByNameStmt,
 		nodeBySerialStmt:         q.nodeBySerialStmt,
+		nodeByWasStmt:            q.nodeByWasStmt,
+		nodeByX25519Stmt:         q.nodeByX25519Stmt,
 		nodesInRangeStmt:         q.nodesInRangeStmt,
 		policyByVersionStmt:      q.policyByVersionStmt,
 		putStageStmt:             q.putStageStmt,
@@ -1089,6 +1118,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		setJoinStmt:              q.setJoinStmt,
 		setNameStmt:              q.setNameStmt,
 		setRecoveredStmt:         q.setRecoveredStmt,
+		setReplacedStmt:          q.setReplacedStmt,
 		setSiteStmt:              q.setSiteStmt,
 		setStateStmt:             q.setStateStmt,
 		setUserRoleStmt:          q.setUserRoleStmt,

@@ -148,6 +148,7 @@ type Node struct {
 	Generation  int64
 	RecoveryID  []byte
 	RecoverLeft int64
+	Was         []byte
 	ApprovedBy  string
 	LastSeen    int64
 	DiscoveryID sql.NullInt64

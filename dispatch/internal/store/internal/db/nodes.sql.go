@@ -408,7 +408,7 @@ func (q *Queries) LastCert(ctx context.Context, nodeID []byte) (int64, error) {
 }
 
 const listNodes = `-- name: ListNodes :many
-SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.approved_by, nodes.last_seen, nodes.discovery_id,
+SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.was, nodes.approved_by, nodes.last_seen, nodes.discovery_id,
   CAST(coalesce((SELECT max(c.not_after) FROM certs c WHERE c.node_id = nodes.id), 0) AS INTEGER) AS cert_expires,
   CAST(coalesce((SELECT group_concat(g.tag) FROM node_tags g WHERE g.node_id = nodes.id), '') AS TEXT) AS tags
 FROM nodes ORDER BY nodes.name
@@ -450,6 +450,7 @@ func (q *Queries) ListNodes(ctx context.Context) ([]ListNodesRow, error) {
 			&i.Node.Generation,
 			&i.Node.RecoveryID,
 			&i.Node.RecoverLeft,
+			&i.Node.Was,
 			&i.Node.ApprovedBy,
 			&i.Node.LastSeen,
 			&i.Node.DiscoveryID,
@@ -470,7 +471,7 @@ func (q *Queries) ListNodes(ctx context.Context) ([]ListNodesRow, error) {
 }
 
 const listScope = `-- name: ListScope :many
-SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.approved_by, nodes.last_seen, nodes.discovery_id,
+SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.was, nodes.approved_by, nodes.last_seen, nodes.discovery_id,
   CAST(coalesce((SELECT group_concat(g.tag) FROM node_tags g WHERE g.node_id = nodes.id), '') AS TEXT) AS tags
 FROM nodes WHERE nodes.site = ? AND nodes.state = 'active' AND nodes.locked = 0 AND nodes.key_origin = 'node' ORDER BY nodes.name
 `
@@ -510,6 +511,7 @@ func (q *Queries) ListScope(ctx context.Context, site string) ([]ListScopeRow, e
 			&i.Node.Generation,
 			&i.Node.RecoveryID,
 			&i.Node.RecoverLeft,
+			&i.Node.Was,
 			&i.Node.ApprovedBy,
 			&i.Node.LastSeen,
 			&i.Node.DiscoveryID,
@@ -553,7 +555,7 @@ func (q *Queries) NextSuffix(ctx context.Context, base string) (int64, error) {
 }
 
 const nodeByID = `-- name: NodeByID :one
-SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE id = ?
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE id = ?
 `
 
 func (q *Queries) NodeByID(ctx context.Context, id []byte) (Node, error) {
@@ -580,6 +582,7 @@ func (q *Queries) NodeByID(ctx context.Context, id []byte) (Node, error) {
 		&i.Generation,
 		&i.RecoveryID,
 		&i.RecoverLeft,
+		&i.Was,
 		&i.ApprovedBy,
 		&i.LastSeen,
 		&i.DiscoveryID,
@@ -588,7 +591,7 @@ func (q *Queries) NodeByID(ctx context.Context, id []byte) (Node, error) {
 }
 
 const nodeByIndex = `-- name: NodeByIndex :one
-SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE ip = ?
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE ip = ?
 `
 
 func (q *Queries) NodeByIndex(ctx context.Context, ip int64) (Node, error) {
@@ -615,6 +618,7 @@ func (q *Queries) NodeByIndex(ctx context.Context, ip int64) (Node, error) {
 		&i.Generation,
 		&i.RecoveryID,
 		&i.RecoverLeft,
+		&i.Was,
 		&i.ApprovedBy,
 		&i.LastSeen,
 		&i.DiscoveryID,
@@ -623,7 +627,7 @@ func (q *Queries) NodeByIndex(ctx context.Context, ip int64) (Node, error) {
 }
 
 const nodeByKey = `-- name: NodeByKey :one
-SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE ed25519 = ?
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE ed25519 = ?
 `
 
 func (q *Queries) NodeByKey(ctx context.Context, ed25519 []byte) (Node, error) {
@@ -650,6 +654,7 @@ func (q *Queries) NodeByKey(ctx context.Context, ed25519 []byte) (Node, error) {
 		&i.Generation,
 		&i.RecoveryID,
 		&i.RecoverLeft,
+		&i.Was,
 		&i.ApprovedBy,
 		&i.LastSeen,
 		&i.DiscoveryID,
@@ -658,7 +663,7 @@ func (q *Queries) NodeByKey(ctx context.Context, ed25519 []byte) (Node, error) {
 }
 
 const nodeByName = `-- name: NodeByName :one
-SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE name = ?
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE name = ?
 `
 
 func (q *Queries) NodeByName(ctx context.Context, name string) (Node, error) {
@@ -685,6 +690,7 @@ func (q *Queries) NodeByName(ctx context.Context, name string) (Node, error) {
 		&i.Generation,
 		&i.RecoveryID,
 		&i.RecoverLeft,
+		&i.Was,
 		&i.ApprovedBy,
 		&i.LastSeen,
 		&i.DiscoveryID,
@@ -693,7 +699,7 @@ func (q *Queries) NodeByName(ctx context.Context, name string) (Node, error) {
 }
 
 const nodeBySerial = `-- name: NodeBySerial :one
-SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.approved_by, nodes.last_seen, nodes.discovery_id FROM nodes JOIN certs ON certs.node_id = nodes.id WHERE certs.serial = ?
+SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.was, nodes.approved_by, nodes.last_seen, nodes.discovery_id FROM nodes JOIN certs ON certs.node_id = nodes.id WHERE certs.serial = ?
 `
 
 type NodeBySerialRow struct {
@@ -724,6 +730,7 @@ func (q *Queries) NodeBySerial(ctx context.Context, serial []byte) (NodeBySerial
 		&i.Node.Generation,
 		&i.Node.RecoveryID,
 		&i.Node.RecoverLeft,
+		&i.Node.Was,
 		&i.Node.ApprovedBy,
 		&i.Node.LastSeen,
 		&i.Node.DiscoveryID,
@@ -731,8 +738,80 @@ func (q *Queries) NodeBySerial(ctx context.Context, serial []byte) (NodeBySerial
 	return i, err
 }
 
+const nodeByWas = `-- name: NodeByWas :one
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE was = ? AND was != x''
+`
+
+func (q *Queries) NodeByWas(ctx context.Context, was []byte) (Node, error) {
+	row := q.queryRow(ctx, q.nodeByWasStmt, nodeByWas, was)
+	var i Node
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.Ip,
+		&i.Ed25519,
+		&i.X25519,
+		&i.KeyOrigin,
+		&i.State,
+		&i.TokenID,
+		&i.Hostname,
+		&i.Os,
+		&i.Arch,
+		&i.Version,
+		&i.Created,
+		&i.Site,
+		&i.RowVersion,
+		&i.Ephemeral,
+		&i.Locked,
+		&i.Generation,
+		&i.RecoveryID,
+		&i.RecoverLeft,
+		&i.Was,
+		&i.ApprovedBy,
+		&i.LastSeen,
+		&i.DiscoveryID,
+	)
+	return i, err
+}
+
+const nodeByX25519 = `-- name: NodeByX25519 :one
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE x25519 = ?
+`
+
+func (q *Queries) NodeByX25519(ctx context.Context, x25519 []byte) (Node, error) {
+	row := q.queryRow(ctx, q.nodeByX25519Stmt, nodeByX25519, x25519)
+	var i Node
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.Ip,
+		&i.Ed25519,
+		&i.X25519,
+		&i.KeyOrigin,
+		&i.State,
+		&i.TokenID,
+		&i.Hostname,
+		&i.Os,
+		&i.Arch,
+		&i.Version,
+		&i.Created,
+		&i.Site,
+		&i.RowVersion,
+		&i.Ephemeral,
+		&i.Locked,
+		&i.Generation,
+		&i.RecoveryID,
+		&i.RecoverLeft,
+		&i.Was,
+		&i.ApprovedBy,
+		&i.LastSeen,
+		&i.DiscoveryID,
+	)
+	return i, err
+}
+
 const nodesInRange = `-- name: NodesInRange :many
-SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE id >= ?1 AND id <= ?2 ORDER BY id LIMIT 2
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE id >= ?1 AND id <= ?2 ORDER BY id LIMIT 2
 `
 
 type NodesInRangeParams struct {
@@ -770,6 +849,7 @@ func (q *Queries) NodesInRange(ctx context.Context, arg NodesInRangeParams) ([]N
 			&i.Generation,
 			&i.RecoveryID,
 			&i.RecoverLeft,
+			&i.Was,
 			&i.ApprovedBy,
 			&i.LastSeen,
 			&i.DiscoveryID,
@@ -830,7 +910,7 @@ func (q *Queries) RevokeCerts(ctx context.Context, arg RevokeCertsParams) error 
 }
 
 const serverKeyNode = `-- name: ServerKeyNode :one
-SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, approved_by, last_seen, discovery_id FROM nodes WHERE x25519 = ? AND key_origin = 'server'
+SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE x25519 = ? AND key_origin = 'server'
 `
 
 func (q *Queries) ServerKeyNode(ctx context.Context, x25519 []byte) (Node, error) {
@@ -857,6 +937,7 @@ func (q *Queries) ServerKeyNode(ctx context.Context, x25519 []byte) (Node, error
 		&i.Generation,
 		&i.RecoveryID,
 		&i.RecoverLeft,
+		&i.Was,
 		&i.ApprovedBy,
 		&i.LastSeen,
 		&i.DiscoveryID,
@@ -923,6 +1004,27 @@ func (q *Queries) SetRecovered(ctx context.Context, arg SetRecoveredParams) (int
 	return result.RowsAffected()
 }
 
+const setReplaced = `-- name: SetReplaced :exec
+UPDATE nodes SET was = ?, recover_left = ?, row_version = ? WHERE id = ?
+`
+
+type SetReplacedParams struct {
+	Was         []byte
+	RecoverLeft int64
+	RowVersion  int64
+	ID          []byte
+}
+
+func (q *Queries) SetReplaced(ctx context.Context, arg SetReplacedParams) error {
+	_, err := q.exec(ctx, q.setReplacedStmt, setReplaced,
+		arg.Was,
+		arg.RecoverLeft,
+		arg.RowVersion,
+		arg.ID,
+	)
+	return err
+}
+
 const setSite = `-- name: SetSite :exec
 UPDATE nodes SET site = ?, row_version = row_version + 1 WHERE id = ?
 `
@@ -955,16 +1057,17 @@ func (q *Queries) SetState(ctx context.Context, arg SetStateParams) (int64, erro
 }
 
 const staleEphemeral = `-- name: StaleEphemeral :many
-SELECT id FROM nodes WHERE ephemeral = 1 AND state = 'active' AND last_seen < ? AND created < ? LIMIT 256
+SELECT id FROM nodes WHERE ephemeral = 1 AND state = 'active' AND last_seen < ? AND created < ? AND id > ? ORDER BY id LIMIT 256
 `
 
 type StaleEphemeralParams struct {
 	LastSeen int64
 	Created  int64
+	ID       []byte
 }
 
 func (q *Queries) StaleEphemeral(ctx context.Context, arg StaleEphemeralParams) ([][]byte, error) {
-	rows, err := q.query(ctx, q.staleEphemeralStmt, staleEphemeral, arg.LastSeen, arg.Created)
+	rows, err := q.query(ctx, q.staleEphemeralStmt, staleEphemeral, arg.LastSeen, arg.Created, arg.ID)
 	if err != nil {
 		return nil, err
 	}
