@@ -228,7 +228,7 @@ func (s *Server) serve(ctx context.Context) (err error) {
 	cfg := rpc.Config{
 		Store: st, CA: authority, Feed: feed, MeshKey: s.meshKeyOf, URL: s.URL, Logger: s.log, CertLifetime: s.cfg.CertLifetime,
 		AdminURL: s.AdminURL,
-		Audit:    auditKey, Database: filepath.Join(dir, databaseFile), Version: s.cfg.Version,
+		Audit:    auditKey, Version: s.cfg.Version,
 		Registry: signal.NewRegistry(func(id identity.PeerID, site string, online bool, instance uint64) {
 			feed.Publish(topology.EncodePresence(id, site, online, instance))
 		}),

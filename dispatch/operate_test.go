@@ -110,8 +110,15 @@ func TestWatchFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	until("revoked", func() bool { return nodes[a.id.String()].GetState() == "revoked" })
-	if _, err := fleetOf(h).DeleteNode(ctx, &dispatchv1.DeleteNodeRequest{Node: "a"}); err == nil {
-		t.Error("a revoked node is deleted, and its keys would be welcome again")
+	// Its name and, after a day, its address are free again; its keys are not.
+	if _, err := fleetOf(h).DeleteNode(ctx, &dispatchv1.DeleteNodeRequest{Node: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	until("revoked and deleted", func() bool { return nodes[a.id.String()] == nil })
+	_, err = a.provision(h.Token(1), "a")
+	wantReason(t, "a deleted, revoked node joins", err, dispatchv1.ErrorReason_ERROR_REASON_NODE_REVOKED)
+	if n := join(t, h, "a"); n.res.GetName() != "a" {
+		t.Errorf("the name is %s, want that of the deleted node", n.res.GetName())
 	}
 	if _, err := fleetOf(h).DeleteNode(ctx, &dispatchv1.DeleteNodeRequest{Node: "p"}); err != nil {
 		t.Fatal(err)

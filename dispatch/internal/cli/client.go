@@ -216,6 +216,10 @@ func (b bearer) CloseIdleConnections() { b.next.CloseIdleConnections() }
 
 // explain turns an error of a call into one with an exit code and a hint.
 func (h *hub) explain(err error) error {
+	// What a file on this machine said is not the hub's fault.
+	if errors.As(err, new(*fs.PathError)) || errors.As(err, new(*os.LinkError)) {
+		return err
+	}
 	ce := new(connect.Error)
 	if !errors.As(err, &ce) {
 		return h.unreachable(err)
@@ -226,11 +230,11 @@ func (h *hub) explain(err error) error {
 		}
 		return h.unreachable(err)
 	}
-	hint := ""
+	hint, reason := "", dispatchv1.ErrorReason_ERROR_REASON_UNSPECIFIED
 	for _, d := range ce.Details() {
 		if v, err := d.Value(); err == nil {
 			if info, ok := v.(*dispatchv1.ErrorInfo); ok {
-				hint = info.GetHint()
+				hint, reason = info.GetHint(), info.GetReason()
 			}
 		}
 	}
@@ -238,9 +242,12 @@ func (h *hub) explain(err error) error {
 	if text == "" {
 		text = ce.Code().String()
 	}
+	if reason == dispatchv1.ErrorReason_ERROR_REASON_POLICY_TESTS_FAILED {
+		return failf(errTests, hint, "%s", text)
+	}
 	switch ce.Code() {
 	case connect.CodeInvalidArgument:
-		return usageError{errors.New(text)}
+		return failf(errUsage, hint, "%s", text)
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
 		return failf(errDenied, hint, "%s", text)
 	case connect.CodeNotFound:

@@ -158,7 +158,7 @@ func policyCommand() *cli.Command {
 				Action: proposePolicy,
 			},
 			{
-				Name: "edit", Usage: "edit the newest version in $EDITOR and propose the result",
+				Name: "edit", Usage: "edit the version in force in $EDITOR and propose the result",
 				Description: describe("A text that is refused is kept in a file.", policyProposed{}, "policy edit --data ./hub --note 'cameras may stream'"),
 				Flags:       hubFlags(&cli.StringFlag{Name: "note", Usage: "`TEXT` that says why"}),
 				Action:      editPolicy,
@@ -196,9 +196,9 @@ the tests still hold; otherwise the version before it comes back by itself.`, po
 				Flags: hubFlags(
 					&cli.StringSliceFlag{Name: "canary", Usage: "`SELECTOR` as in rules; repeatable"},
 					&cli.StringFlag{Name: "hold", Usage: "how long the canary must do well, `D` as 30m (default: 10m)"},
-					&cli.UintFlag{Name: "min-applied", Usage: "`PERCENT` of the online canary that must have applied it (default: 100)"},
-					&cli.UintFlag{Name: "min-online", Usage: "`PERCENT` of the canary that must stay online (default: 90)"},
-					&cli.Uint64Flag{Name: "max-denied", Usage: "`N` packets that a canary node may deny a minute (default: any)"},
+					&cli.UintFlag{Name: "min-applied", Usage: "`PERCENT` of the online canary that must have applied it", Value: 100},
+					&cli.UintFlag{Name: "min-online", Usage: "`PERCENT` of the canary that must stay online", Value: 90},
+					&cli.Uint64Flag{Name: "max-denied", Usage: "`N` packets that a canary node may deny a minute", DefaultText: "any"},
 					&cli.Uint64Flag{Name: "if-active", Usage: "only where `VERSION` is the active one"},
 					&cli.BoolFlag{Name: "wait", Usage: "wait for the end of the hold; exit code 1 if it is rolled back"},
 				),

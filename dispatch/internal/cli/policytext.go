@@ -335,9 +335,13 @@ func editPolicy(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	res, err := readPolicy(c, base)
+	// What is in force, since a newer version may have been rolled back.
+	res, err := readPolicy(c, 0)
 	if err != nil {
 		return err
+	}
+	if v := res.GetPolicy().GetVersion(); v != base {
+		note(c, "this is version %d, which is in force; the newest is %d", v, base)
 	}
 	f, err := os.CreateTemp("", "policy-*.hujson")
 	if err != nil {

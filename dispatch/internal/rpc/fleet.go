@@ -161,10 +161,6 @@ func (f fleet) DeleteNode(ctx context.Context, req *dispatchv1.DeleteNodeRequest
 	if err != nil {
 		return nil, err
 	}
-	if n.State == store.Revoked {
-		// Its row is what keeps it out, also when it comes with another token.
-		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("a revoked node cannot be deleted: its keys would be welcome again"))
-	}
 	if err := f.remove(ctx, n.ID, "delete"); err != nil {
 		return nil, wireError(ctx, f.log, "delete node", err)
 	}

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
-	"os"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -45,9 +44,8 @@ func (h hubService) GetHubStatus(ctx context.Context, _ *dispatchv1.GetHubStatus
 		Started: timestamppb.New(h.started), IntermediateExpires: timestamppb.New(h.cfg.CA.Intermediate().NotAfter),
 		RootKeyPresent: h.cfg.CA.RootKeyPresent(), SchemaVersion: store.SchemaVersion(),
 	}
-	if fi, err := os.Stat(h.cfg.Database); err == nil {
-		res.DatabaseBytes = uint64(fi.Size())
-	}
+	file, wal := h.store.Size()
+	res.DatabaseBytes = uint64(file + wal)
 	return res, nil
 }
 

@@ -182,7 +182,7 @@ func badPolicy(findings []hubpolicy.Finding) error {
 		}
 		out = append(out, f.String())
 	}
-	return fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_UNSPECIFIED,
+	return fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_POLICY_TESTS_FAILED,
 		"policy refused: "+strings.Join(out, "\n"), "try it without storing it: bauxite-dispatch policy test FILE")
 }
 
@@ -220,7 +220,7 @@ func (p policyService) ActivatePolicy(ctx context.Context, req *dispatchv1.Activ
 func (p policyService) activateError(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, hubpolicy.ErrTests):
-		return fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_UNSPECIFIED, err.Error(),
+		return fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_POLICY_TESTS_FAILED, err.Error(),
 			"the nodes have changed since it was proposed: propose a version whose tests hold")
 	case errors.Is(err, hubpolicy.ErrNoCanary), errors.Is(err, policy.ErrSelector):
 		return invalid("%w", err)

@@ -60,8 +60,6 @@ type Config struct {
 	Audit ed25519.PrivateKey
 	// Backup writes the archive of CreateBackup.
 	Backup func(ctx context.Context, w io.Writer, withRootKey bool) error
-	// Database is the path of the database file, for its size.
-	Database string
 	// Version is that of the program.
 	Version string
 	// Relay carries packets; nil means that this hub relays none.

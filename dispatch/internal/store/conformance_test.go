@@ -433,7 +433,7 @@ func testAudit(t *testing.T, open opener) {
 		{"psk.rotate", func() error { _, err := f.RotatePSK(ctx, func(uint32) error { return nil }); return err }},
 		{"token.revoke", func() error { return f.RevokeToken(ctx, "k") }},
 		{"node.revoke", func() error { return f.RevokeNode(ctx, n.ID, "lost") }},
-		{"key.revoke", func() error { _, err := f.RevokeNodeKey(ctx, []byte("some key"), ""); return err }},
+		{"node-key.revoke", func() error { _, err := f.RevokeNodeKey(ctx, []byte("some key"), ""); return err }},
 		{"hub.backup", func() error { return f.Note(ctx, "hub.backup", "") }},
 	} {
 		before, err := f.State(ctx)

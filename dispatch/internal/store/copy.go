@@ -3,7 +3,9 @@
 package store
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -36,9 +38,9 @@ func (s *Store) CopyTo(ctx context.Context, name string) error {
 // Kept is what a restore takes over from the database that it replaces.
 type Kept struct {
 	Denials []Denial
-	// PSKEpoch is that of the mesh key, which nodes may hold already.
+	// PSKEpoch is that of the mesh key, which nodes may hold already; zero leaves
+	// that of the backup.
 	PSKEpoch uint32
-	meshID   string
 	access   *keptAccess
 }
 
@@ -49,10 +51,10 @@ func (s *Store) Rebase(ctx context.Context, kept Kept, created string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.ImportDenials(ctx, kept.Denials, "revoked before the restore"); err != nil {
-		return err
-	}
 	err = s.update(ctx, func(t *tx) error {
+		if err := t.importDenials(s.meta, kept.Denials, "revoked before the restore"); err != nil {
+			return err
+		}
 		if err := t.q.SetEpoch(bg, int64(epoch)); err != nil {
 			return fmt.Errorf("set epoch: %w", err)
 		}
@@ -63,11 +65,7 @@ func (s *Store) Rebase(ctx context.Context, kept Kept, created string) error {
 		if err := t.q.RaisePSKEpoch(bg, int64(kept.PSKEpoch)); err != nil {
 			return fmt.Errorf("set epoch of the mesh key: %w", err)
 		}
-		access := kept.access
-		if kept.meshID != s.meta.MeshID {
-			access = nil
-		}
-		if err := t.takeAway(access); err != nil {
+		if err := t.takeAway(s.meta, kept.access); err != nil {
 			return err
 		}
 		t.audit("hub.restore", "", detail("backup_created", created, "denials_kept", fmt.Sprint(len(kept.Denials))))
@@ -79,27 +77,57 @@ func (s *Store) Rebase(ctx context.Context, kept Kept, created string) error {
 	return err
 }
 
-// ReadKept reads a database that nobody has open.
-func ReadKept(ctx context.Context, name string) (k Kept, err error) {
+// ErrOtherMesh is returned for a database of which a restore keeps nothing, because
+// it is another mesh's.
+var ErrOtherMesh = errors.New("database is of another mesh")
+
+// ReadKept reads a database that nobody has open, for the restore of s in its place.
+// Errors: ErrOtherMesh.
+func (s *Store) ReadKept(ctx context.Context, name string) (k Kept, err error) {
+	here, err := s.State(ctx)
+	if err != nil {
+		return k, err
+	}
 	d, err := openDB(name, "mode=ro", 1)
 	if err != nil {
 		return k, err
 	}
 	defer d.Close()
 	q := db.New(d)
-	st, err := state(ctx, q)
-	if err != nil {
-		return k, err
-	}
-	k.PSKEpoch = st.PSKEpoch
 	m, err := q.GetMeta(ctx)
 	if err != nil {
 		return k, fmt.Errorf("read mesh state: %w", err)
 	}
-	k.meshID = m.MeshID
-	if k.access, err = readAccess(ctx, q); err != nil {
+	if m.MeshID != s.meta.MeshID {
+		return k, fmt.Errorf("%w: %s, not %s", ErrOtherMesh, m.MeshID, s.meta.MeshID)
+	}
+	access, err := readAccess(ctx, q)
+	if err != nil {
 		return k, err
 	}
-	k.Denials, err = denials(ctx, q, time.Now())
-	return k, err
+	if access.newer, err = descends(ctx, q, here); err != nil {
+		return k, err
+	}
+	ds, err := denials(ctx, q, time.Now())
+	if err != nil {
+		return k, err
+	}
+	return Kept{Denials: ds, PSKEpoch: uint32(m.PskEpoch), access: access}, nil
+}
+
+// descends reports whether a database is a later state of the one that is at from:
+// its audit log has the entry that is the last one there. Two that went on from the
+// same backup apart do not descend from each other, whatever their numbers are.
+func descends(ctx context.Context, q *db.Queries, from State) (bool, error) {
+	if from.AuditSeq == 0 {
+		return true, nil
+	}
+	hash, err := q.AuditHashAt(ctx, int64(from.AuditSeq))
+	if isNoRows(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read audit entry: %w", err)
+	}
+	return bytes.Equal(hash, from.AuditHead), nil
 }

@@ -66,7 +66,8 @@ func denials(ctx context.Context, q *db.Queries, now time.Time) ([]Denial, error
 }
 
 // RevokeNode shuts a node out for good: it and its keys are denied, its
-// certificates are refused, others are told, and its address is never used again.
+// certificates are refused, others are told, and its name and address are kept from
+// others until it is deleted.
 // Errors: ErrNotFound, also where it is revoked already.
 func (s *Store) RevokeNode(ctx context.Context, id identity.PeerID, reason string) error {
 	return s.update(ctx, func(t *tx) error {
@@ -103,7 +104,7 @@ func (s *Store) RevokeNodeKey(ctx context.Context, ed []byte, reason string) (id
 			return err
 		}
 		t.change(Change{Scope: ScopeAll, Denials: []Denial{d}})
-		t.audit("key.revoke", hex.EncodeToString(ed), detail("reason", reason))
+		t.audit("node-key.revoke", hex.EncodeToString(ed), detail("reason", reason))
 		return nil
 	})
 	return id, err
@@ -156,29 +157,29 @@ func (t *tx) revoke(n Node, reason string) error {
 	return nil
 }
 
-// ImportDenials adds denials, as a restore does with those that the backup is too
-// old to know, and revokes the nodes concerned.
-func (s *Store) ImportDenials(ctx context.Context, ds []Denial, reason string) error {
-	return s.update(ctx, func(t *tx) error {
-		for _, d := range ds {
-			if err := t.deny(d, reason); err != nil {
-				return err
-			}
-			if d.Kind != DenyNode {
-				continue
-			}
-			id, err := peerID(d.Value)
-			if err != nil {
-				return err
-			}
-			n, err := nodeByID(bg, t.q, s.meta, id)
-			if err == nil && n.State != Revoked && d.Until.IsZero() {
-				err = t.revoke(n, reason)
-			}
-			if err != nil && !isNotFound(err) {
-				return err
-			}
+// importDenials adds denials, as a restore does with those that the backup is too
+// old to know, and revokes the nodes concerned: for good also where a denial ends.
+// That is the old id of a node with new keys, and its end would let a row of the
+// backup in again that the mesh has replaced.
+func (t *tx) importDenials(m Meta, ds []Denial, reason string) error {
+	for _, d := range ds {
+		if err := t.deny(d, reason); err != nil {
+			return err
 		}
-		return nil
-	})
+		if d.Kind != DenyNode {
+			continue
+		}
+		id, err := peerID(d.Value)
+		if err != nil {
+			return err
+		}
+		n, err := nodeByID(bg, t.q, m, id)
+		if err == nil && n.State != Revoked {
+			err = t.revoke(n, reason)
+		}
+		if err != nil && !isNotFound(err) {
+			return err
+		}
+	}
+	return nil
 }

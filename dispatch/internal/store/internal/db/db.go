@@ -45,6 +45,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.auditBeforeStmt, err = db.PrepareContext(ctx, auditBefore); err != nil {
 		return nil, fmt.Errorf("error preparing query AuditBefore: %w", err)
 	}
+	if q.auditHashAtStmt, err = db.PrepareContext(ctx, auditHashAt); err != nil {
+		return nil, fmt.Errorf("error preparing query AuditHashAt: %w", err)
+	}
 	if q.auditHeadStmt, err = db.PrepareContext(ctx, auditHead); err != nil {
 		return nil, fmt.Errorf("error preparing query AuditHead: %w", err)
 	}
@@ -237,6 +240,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.nodeByX25519Stmt, err = db.PrepareContext(ctx, nodeByX25519); err != nil {
 		return nil, fmt.Errorf("error preparing query NodeByX25519: %w", err)
 	}
+	if q.nodeLocksStmt, err = db.PrepareContext(ctx, nodeLocks); err != nil {
+		return nil, fmt.Errorf("error preparing query NodeLocks: %w", err)
+	}
 	if q.nodesInRangeStmt, err = db.PrepareContext(ctx, nodesInRange); err != nil {
 		return nil, fmt.Errorf("error preparing query NodesInRange: %w", err)
 	}
@@ -380,6 +386,11 @@ func (q *Queries) Close() error {
 	if q.auditBeforeStmt != nil {
 		if cerr := q.auditBeforeStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing auditBeforeStmt: %w", cerr)
+		}
+	}
+	if q.auditHashAtStmt != nil {
+		if cerr := q.auditHashAtStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing auditHashAtStmt: %w", cerr)
 		}
 	}
 	if q.auditHeadStmt != nil {
@@ -702,6 +713,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing nodeByX25519Stmt: %w", cerr)
 		}
 	}
+	if q.nodeLocksStmt != nil {
+		if cerr := q.nodeLocksStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing nodeLocksStmt: %w", cerr)
+		}
+	}
 	if q.nodesInRangeStmt != nil {
 		if cerr := q.nodesInRangeStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing nodesInRangeStmt: %w", cerr)
@@ -923,6 +939,7 @@ type Queries struct {
 	approveNodeStmt          *sql.Stmt
 	auditAfterStmt           *sql.Stmt
 	auditBeforeStmt          *sql.Stmt
+	auditHashAtStmt          *sql.Stmt
 	auditHeadStmt            *sql.Stmt
 	bumpNodeStmt             *sql.Stmt
 	bumpPSKEpochStmt         *sql.Stmt
@@ -987,6 +1004,7 @@ type Queries struct {
 	nodeBySerialStmt         *sql.Stmt
 	nodeByWasStmt            *sql.Stmt
 	nodeByX25519Stmt         *sql.Stmt
+	nodeLocksStmt            *sql.Stmt
 	nodesInRangeStmt         *sql.Stmt
 	policyByVersionStmt      *sql.Stmt
 	putStageStmt             *sql.Stmt
@@ -1035,6 +1053,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		approveNodeStmt:          q.approveNodeStmt,
 		auditAfterStmt:           q.auditAfterStmt,
 		auditBeforeStmt:          q.auditBeforeStmt,
+		auditHashAtStmt:          q.auditHashAtStmt,
 		auditHeadStmt:            q.auditHeadStmt,
 		bumpNodeStmt:             q.bumpNodeStmt,
 		bumpPSKEpochStmt:         q.bumpPSKEpochStmt,
@@ -1099,6 +1118,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		nodeBySerialStmt:         q.nodeBySerialStmt,
 		nodeByWasStmt:            q.nodeByWasStmt,
 		nodeByX25519Stmt:         q.nodeByX25519Stmt,
+		nodeLocksStmt:            q.nodeLocksStmt,
 		nodesInRangeStmt:         q.nodesInRangeStmt,
 		policyByVersionStmt:      q.policyByVersionStmt,
 		putStageStmt:             q.putStageStmt,
