@@ -2,8 +2,8 @@
 
 // Package dispatch is the hub of a Bauxite mesh: it lets machines join, signs
 // their certificates, tells each node of the others and relays the messages with
-// which two nodes set up a connection. Traffic does not pass through it, and it
-// cannot read any.
+// which two nodes set up a connection. Traffic goes from node to node. What has no
+// better way may pass through the hub, which cannot read any.
 //
 // # Use
 //

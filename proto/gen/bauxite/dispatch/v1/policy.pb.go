@@ -1229,7 +1229,8 @@ func (x *DiffPoliciesRequest) GetSource() string {
 
 type DiffPoliciesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// changes are one line each, those of rules first.
+	// rules are the changed rules and reachability what changes with them, one line
+	// each.
 	Rules        []string `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
 	Reachability []string `protobuf:"bytes,2,rep,name=reachability,proto3" json:"reachability,omitempty"`
 	// truncated tells that there are more changes of reachability.
