@@ -180,8 +180,11 @@ func (s *session) watch(ctx context.Context) error {
 			if snapshot = append(snapshot, s.peers(e.SnapshotChunk.GetPeers())...); len(snapshot) > maxPeers {
 				return fmt.Errorf("%w: more than %d peers", errOrder, maxPeers)
 			}
-			if denials = append(denials, s.denials(e.SnapshotChunk.GetDenials())...); len(denials) > maxPeers {
-				return fmt.Errorf("%w: more than %d denials", errOrder, maxPeers)
+			// However many there are, the link must not end over them.
+			for _, d := range s.denials(e.SnapshotChunk.GetDenials()) {
+				if len(denials) < maxPeers || d.Until.IsZero() && len(denials) < 2*maxPeers {
+					denials = append(denials, d)
+				}
 			}
 		case *dispatchv1.WatchTopologyResponse_Synced:
 			y := e.Synced

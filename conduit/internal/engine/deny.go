@@ -36,13 +36,18 @@ type denials struct {
 	serials map[string]time.Time
 }
 
+// add takes denials over. Where there is no room for all, those that end by
+// themselves are left out, never those for good.
 func (d *denials) add(list []Denial) (full bool) {
 	if d.ids == nil {
 		d.ids, d.keys, d.serials = map[identity.PeerID]time.Time{}, map[string]time.Time{}, map[string]time.Time{}
 	}
 	for _, x := range list {
-		if len(d.ids)+len(d.keys)+len(d.serials) >= maxDenials {
-			return true
+		if d.len() >= maxDenials {
+			full = true
+			if !x.Until.IsZero() || !d.makeRoom() {
+				continue
+			}
 		}
 		switch {
 		case !x.ID.IsZero():
@@ -51,6 +56,27 @@ func (d *denials) add(list []Denial) (full bool) {
 			d.keys[string(x.Ed25519)] = x.Until
 		case x.Serial != nil:
 			d.serials[serialKey(x.Serial)] = x.Until
+		}
+	}
+	return full
+}
+
+func (d *denials) len() int { return len(d.ids) + len(d.keys) + len(d.serials) }
+
+// makeRoom drops one denial that ends by itself, where there is one.
+func (d *denials) makeRoom() bool {
+	for id, until := range d.ids {
+		if !until.IsZero() {
+			delete(d.ids, id)
+			return true
+		}
+	}
+	for _, m := range []map[string]time.Time{d.serials, d.keys} {
+		for k, until := range m {
+			if !until.IsZero() {
+				delete(m, k)
+				return true
+			}
 		}
 	}
 	return false
