@@ -7,8 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestDenialsFull: what is denied for good finds room, whatever else is denied.
 func TestDenialsFull(t *testing.T) {
