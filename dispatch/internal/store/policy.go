@@ -16,10 +16,16 @@ import (
 
 // ErrStaged is returned where another activation is under way. It is an
 // ErrConflict.
-var ErrStaged = fmt.Errorf("a staged activation is under way: %w", ErrConflict)
+var ErrStaged error = conflict("a staged activation is under way")
 
 // errNoRollback is returned where no version can be gone back to.
-var errNoRollback = fmt.Errorf("there is no earlier version to go back to: %w", ErrConflict)
+var errNoRollback error = conflict("there is no earlier version to go back to")
+
+// conflict is an ErrConflict that nobody else has caused.
+type conflict string
+
+func (c conflict) Error() string      { return string(c) }
+func (conflict) Is(target error) bool { return target == ErrConflict }
 
 // The states of an activation.
 const (
