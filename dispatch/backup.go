@@ -6,18 +6,17 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 )
 
@@ -27,9 +26,15 @@ const (
 	caDir        = "ca"
 	auditKeyFile = "audit.key"
 	manifestFile = "manifest.json"
-	// restoreMark is there while a restore moves files.
+	// restoreMark is there while a restore moves files, and names the directories
+	// where it puts what was there.
 	restoreMark = "restore.unfinished"
+	asidePrefix = "before-restore-"
 )
+
+// process is in the names of this process's temporary directories, which hold keys:
+// others are what a crash has left.
+var process = rand.Text()
 
 // Limits of an archive, in bytes.
 const (
@@ -58,7 +63,10 @@ type manifest struct {
 // hub runs.
 func (s *Server) backup(ctx context.Context, st *store.Store, w io.Writer, withRootKey bool) (err error) {
 	dir := s.cfg.DataDir
-	tmp, err := os.MkdirTemp(dir, ".backup-*")
+	if err := sweep(dir); err != nil { // a backup is worth more than a tidy directory
+		s.log.WarnContext(ctx, "leftovers of a crash hold keys and cannot be removed", "error", err)
+	}
+	tmp, err := os.MkdirTemp(dir, ".backup-"+process+"-*")
 	if err != nil {
 		return fmt.Errorf("back up: %w", err)
 	}
@@ -119,6 +127,26 @@ func (s *Server) backup(ctx context.Context, st *store.Store, w io.Writer, withR
 	return nil
 }
 
+// sweep removes what backups and restores of other processes have left in dir. The
+// caller has the directory's lock, so none of those lives.
+func sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		n := e.Name()
+		rest, ours := strings.CutPrefix(n, ".backup-")
+		if !ours {
+			rest, ours = strings.CutPrefix(n, ".restore-")
+		}
+		if ours && !strings.HasPrefix(rest, process) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, n)))
+		}
+	}
+	return err
+}
+
 // meshKeyOf returns the key in force; nil where the operator keeps it.
 func (s *Server) meshKeyOf() ([]byte, uint32) {
 	if s.meshKey == nil {
@@ -163,19 +191,24 @@ func keyFiles(dir string, withRootKey bool) ([]string, error) {
 	}
 	names := []string{auditKeyFile}
 	for _, e := range entries {
-		if e.Type().IsRegular() && (e.Name() != "root.key" || withRootKey) {
-			names = append(names, caDir+"/"+e.Name())
+		n := caDir + "/" + e.Name()
+		if e.Type().IsRegular() && backupName(n) && (e.Name() != "root.key" || withRootKey) {
+			names = append(names, n)
 		}
 	}
-	psks, err := filepath.Glob(filepath.Join(dir, "psk*"))
-	if err != nil {
+	if entries, err = os.ReadDir(dir); err != nil {
 		return nil, fmt.Errorf("back up: %w", err)
 	}
-	for _, p := range psks {
-		names = append(names, filepath.Base(p))
+	for _, e := range entries {
+		if !e.IsDir() && isPSK(e.Name()) && backupName(e.Name()) {
+			names = append(names, e.Name())
+		}
 	}
 	return names, nil
 }
+
+// isPSK reports whether name can be that of a mesh key.
+func isPSK(name string) bool { return name == "psk" || strings.HasPrefix(name, "psk.") }
 
 // backupName reports whether name may be in a backup.
 func backupName(name string) bool {
@@ -186,7 +219,7 @@ func backupName(name string) bool {
 	case inCA:
 		return true
 	}
-	return base == databaseFile || base == auditKeyFile || base == manifestFile || base == "psk" || strings.HasPrefix(base, "psk.")
+	return base == databaseFile || base == auditKeyFile || base == manifestFile || isPSK(base)
 }
 
 // Restored tells what Restore has done.
@@ -207,7 +240,12 @@ type Restored struct {
 // Restore puts a backup into dir, which must not be in use. The mesh gets a new
 // epoch, so every node fetches all anew and none has to join again. What was in dir
 // is moved aside, and the revocations in it are kept: a backup from before a robot
-// was stolen does not let it in again. Errors: ErrBackup, ErrInUse.
+// was stolen does not let it in again. Where it is a later state of the backup, nodes
+// that it has locked stay locked, and nodes that it lacks are deleted. A node that
+// has taken new keys since the backup is one of these: its old keys are denied for
+// good, and with its new ones it must join again. Nothing is taken from the files of
+// another mesh. After an interruption Restore is run again, and finds what the first
+// run has moved aside. Errors: ErrBackup, ErrInUse.
 func Restore(ctx context.Context, dir string, archive io.Reader) (res Restored, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return res, fmt.Errorf("restore: %w", err)
@@ -217,7 +255,10 @@ func Restore(ctx context.Context, dir string, archive io.Reader) (res Restored, 
 		return res, err
 	}
 	defer lock.Close()
-	tmp, err := os.MkdirTemp(dir, ".restore-*")
+	if err := sweep(dir); err != nil {
+		return res, fmt.Errorf("restore: %w", err)
+	}
+	tmp, err := os.MkdirTemp(dir, ".restore-"+process+"-*")
 	if err != nil {
 		return res, fmt.Errorf("restore: %w", err)
 	}
@@ -227,9 +268,7 @@ func Restore(ctx context.Context, dir string, archive io.Reader) (res Restored, 
 		return res, err
 	}
 	res.MeshID, res.Created = m.MeshID, m.Created
-	kept, err := takeOver(ctx, dir, tmp)
-	res.Denials, res.DenialsErr = len(kept.Denials), err
-	if err := rebase(ctx, filepath.Join(tmp, databaseFile), m, kept); err != nil {
+	if err := rebase(ctx, dir, tmp, m, &res); err != nil {
 		return res, err
 	}
 	// An intermediate key or a mesh key that is missing shows now, not at the start.
@@ -299,81 +338,4 @@ func writeEntry(name string, r io.Reader) (err error) {
 		return fmt.Errorf("restore: %w", err)
 	}
 	return nil
-}
-
-// takeOver reads what the database that is to be replaced knows and the backup may
-// not: revocations, and a mesh key that nodes hold already.
-func takeOver(ctx context.Context, dir, tmp string) (store.Kept, error) {
-	name := filepath.Join(dir, databaseFile)
-	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
-		return store.Kept{}, nil
-	}
-	k, err := store.ReadKept(ctx, name)
-	if err != nil {
-		return store.Kept{}, err
-	}
-	to := pskFile(tmp, k.PSKEpoch)
-	if _, err := os.Stat(to); errors.Is(err, fs.ErrNotExist) {
-		b, err := identity.ReadSecret(pskFile(dir, k.PSKEpoch))
-		if err == nil {
-			err = identity.WriteFile(to, b, 0o600)
-		}
-		if err != nil { // also where the operator keeps the key
-			k.PSKEpoch = 0
-		}
-	}
-	return k, nil
-}
-
-// rebase makes the database one of a new epoch.
-func rebase(ctx context.Context, name string, m manifest, kept store.Kept) error {
-	if m.Schema > store.SchemaVersion() {
-		return fmt.Errorf("%w: its schema version %d is newer than this program's %d", ErrBackup, m.Schema, store.SchemaVersion())
-	}
-	st, err := store.Open(ctx, store.Config{Path: name})
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrBackup, err)
-	}
-	err = st.Rebase(ctx, kept, m.Created.Format(time.RFC3339))
-	return errors.Join(err, st.Close())
-}
-
-// swap moves what is in dir aside and what is in tmp into dir. A crash between
-// leaves the mark, which Serve refuses and the next Restore overcomes.
-func swap(dir, tmp string) (aside string, err error) {
-	if err := identity.WriteFile(filepath.Join(dir, restoreMark), []byte(filepath.Base(tmp)+"\n"), 0o600); err != nil {
-		return "", err
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return "", fmt.Errorf("restore: %w", err)
-	}
-	for _, e := range entries {
-		n := e.Name()
-		if !backupName(n) && n != caDir && n != databaseFile+"-wal" && n != databaseFile+"-shm" {
-			continue
-		}
-		if aside == "" {
-			aside = filepath.Join(dir, "before-restore-"+time.Now().UTC().Format("20060102T150405"))
-			if err := os.MkdirAll(aside, 0o700); err != nil {
-				return "", fmt.Errorf("restore: %w", err)
-			}
-		}
-		if err := os.Rename(filepath.Join(dir, n), filepath.Join(aside, n)); err != nil {
-			return aside, fmt.Errorf("restore: %w", err)
-		}
-	}
-	fresh, err := os.ReadDir(tmp)
-	if err != nil {
-		return aside, fmt.Errorf("restore: %w", err)
-	}
-	for _, e := range fresh {
-		if err := os.Rename(filepath.Join(tmp, e.Name()), filepath.Join(dir, e.Name())); err != nil {
-			return aside, fmt.Errorf("restore: %w", err)
-		}
-	}
-	if err := os.Remove(filepath.Join(dir, restoreMark)); err != nil {
-		return aside, fmt.Errorf("restore: %w", err)
-	}
-	return aside, nil
 }

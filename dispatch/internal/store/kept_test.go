@@ -46,9 +46,9 @@ func TestRestoreTakesAway(t *testing.T) {
 	must(f.Close())
 
 	// The older one over the newer one.
-	kept, err := ReadKept(ctx, f.path)
-	must(err)
 	r := open(t, early, Meta{})
+	kept, err := r.ReadKept(ctx, f.path)
+	must(err)
 	must(r.Rebase(ctx, kept, "then"))
 	for what, want := range map[string]bool{"good": false, "revoked": true, "of deleted": true, "of lowered": false} {
 		if k, _, err := r.APIKey(ctx, keys[what].ID); err != nil || k.Revoked != want {
@@ -70,26 +70,181 @@ func TestRestoreTakesAway(t *testing.T) {
 	}
 	must(r.Close())
 
-	// The newer one over an older one takes nothing that was made in between.
-	kept, err = ReadKept(ctx, early)
-	must(err)
-	kept.access.auditSeq, kept.access.roles, kept.access.keys = 1, map[string]authz.Role{}, map[string]bool{}
-	l := open(t, late, Meta{})
-	must(l.Rebase(ctx, kept, "then"))
-	if k, _, err := l.APIKey(ctx, keys["good"].ID); err != nil || k.Revoked {
-		t.Errorf("a key that the older database cannot know is revoked: %v", err)
+	// The newer one over an older one takes nothing that was made in between. Nor
+	// does one that went on from the same backup: it has as many entries as r, but
+	// others.
+	stale := filepath.Join(t.TempDir(), "stale.db")
+	f = open(t, late, Meta{})
+	must(f.CreateAPIKey(ctx, Grantor{}, newAPIKey(t, "owner")))
+	must(f.CopyTo(ctx, stale))
+	must(f.Close())
+	must(open(t, stale, Meta{}).Close())
+	for what, old := range map[string]string{"older": stale, "parted": early} {
+		made := newAPIKey(t, "owner")
+		l := open(t, late, Meta{})
+		must(l.CreateAPIKey(ctx, Grantor{}, made))
+		must(second(l.Approve(ctx, must1(l.ListNodes(ctx))(t)[0].ID)))
+		over := filepath.Join(t.TempDir(), "over.db")
+		must(l.CopyTo(ctx, over))
+		must(l.Close())
+		o := open(t, over, Meta{})
+		kept, err := o.ReadKept(ctx, old)
+		must(err)
+		must(o.Rebase(ctx, kept, "then"))
+		if k, _, err := o.APIKey(ctx, made.ID); err != nil || k.Revoked {
+			t.Errorf("%s: a key that the other database cannot know is revoked: %v", what, err)
+		}
+		if ns, err := o.ListNodes(ctx); err != nil || len(ns) != 1 {
+			t.Errorf("%s: nodes = %v, %v; want the one that was there", what, ns, err)
+		}
+		must(o.Close())
 	}
-	must(l.Close())
+}
 
-	// Nor does the database of another mesh.
+func must1[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// restored makes a backup, lets change run on, and returns the backup restored over
+// what came of it.
+func restored(t *testing.T, f *fixture, change func()) *fixture {
+	t.Helper()
+	ctx, backup := t.Context(), filepath.Join(t.TempDir(), "backup.db")
+	if err := f.CopyTo(ctx, backup); err != nil {
+		t.Fatal(err)
+	}
+	change()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r := open(t, backup, Meta{})
+	if err := r.Rebase(ctx, must1(r.ReadKept(ctx, f.path))(t), "then"); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// TestRestoreKeepsNodesOut: a node that was locked, deleted, or re-keyed and then
+// revoked since the backup is not let in by its restore, at once or later.
+func TestRestoreKeepsNodesOut(t *testing.T) {
+	f := open(t, "", testMeta)
+	ctx := t.Context()
+	f.token(t, "k", 9, time.Hour)
+	good, _ := f.enroll(t, "good")
+	locked, _ := f.enroll(t, "locked")
+	deleted, _ := f.enroll(t, "deleted")
+	rekeyed, _ := f.enroll(t, "rekeyed")
+	r := restored(t, f, func() {
+		_, err := f.Recover(ctx, Recovery{ID: locked.ID, Generation: 9, Attempt: make([]byte, 16)}, issue(time.Now()))
+		if !errors.Is(err, ErrNodeLocked) {
+			t.Fatal(err)
+		}
+		if err := f.Delete(ctx, deleted.ID, "delete", time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		j := newJoin("", "", time.Now())
+		n := must1(f.Rekey(ctx, rekeyed.ID, j.Ed25519, j.X25519, issue(time.Now())))(t)
+		if err := f.RevokeNode(ctx, n.ID, "stolen"); err != nil {
+			t.Fatal(err)
+		}
+		f.enroll(t, "late")
+	})
+	check := func(when string) {
+		t.Helper()
+		for _, c := range []struct {
+			n    Node
+			want error
+		}{{good, nil}, {locked, ErrNodeLocked}, {deleted, ErrNotFound}, {rekeyed, ErrNotFound}} {
+			if _, err := r.Admit(ctx, c.n.ID, nil); !errors.Is(err, c.want) {
+				t.Errorf("%s: admit %s: %v, want %v", when, c.n.Name, err, c.want)
+			}
+		}
+		for _, n := range []Node{locked, deleted, rekeyed} {
+			_, err := r.Recover(ctx, Recovery{ID: n.ID, Attempt: make([]byte, 16)}, issue(time.Now()))
+			if err == nil {
+				t.Errorf("%s: %s recovers", when, n.Name)
+			}
+		}
+	}
+	check("at once")
+	if err := r.PruneCerts(ctx, time.Now().AddDate(0, 2, 0)); err != nil {
+		t.Fatal(err)
+	}
+	check("after the certificates' end")
+	// The old key of the one that has new keys stays out whatever comes.
+	j := newJoin("k", "rekeyed", time.Now())
+	j.Ed25519, j.X25519 = rekeyed.Ed25519, rekeyed.X25519
+	if _, err := r.Enroll(ctx, j); !errors.Is(err, ErrNodeRevoked) {
+		t.Errorf("join with the key from before the re-key: %v", err)
+	}
+	// What was not stolen can join again under its name.
+	if n, err := r.Enroll(ctx, newJoin("k", "rekeyed", time.Now())); err != nil || n.Name != "rekeyed" {
+		t.Errorf("join with new keys = %s, %v", n.Name, err)
+	}
+}
+
+// TestRestoreRevokesReplaced: where the database at hand is no later state of the
+// backup, so that none of its rows goes, the old id of a re-keyed node is revoked
+// for good although its denial ends.
+func TestRestoreRevokesReplaced(t *testing.T) {
+	f := open(t, "", testMeta)
+	ctx := t.Context()
+	f.token(t, "k", 9, time.Hour)
+	n, _ := f.enroll(t, "n")
+	kept := Kept{Denials: []Denial{{Kind: DenyNode, Value: n.ID[:], Until: time.Now().Add(time.Hour)}}}
+	if err := f.Rebase(ctx, kept, "then"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.PruneCerts(ctx, time.Now().AddDate(0, 2, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := f.NodeByID(ctx, n.ID); err != nil || got.State != Revoked {
+		t.Errorf("state = %s, %v; want revoked", got.State, err)
+	}
+	if _, err := f.Admit(ctx, n.ID, nil); !errors.Is(err, ErrNodeRevoked) {
+		t.Errorf("admit = %v", err)
+	}
+}
+
+// TestRestoreOldKey: a key that was revoked so long ago that the hub has forgotten
+// it is not good again.
+func TestRestoreOldKey(t *testing.T) {
+	f := people(t)
+	ctx := t.Context()
+	k := newAPIKey(t, "owner")
+	k.Expires = time.Now().AddDate(1, 0, 0)
+	if err := f.CreateAPIKey(ctx, Grantor{}, k); err != nil {
+		t.Fatal(err)
+	}
+	r := restored(t, f, func() {
+		if _, err := f.RevokeAPIKey(ctx, Grantor{}, k.ID); err != nil {
+			t.Fatal(err)
+		}
+		err := f.update(ctx, func(t *tx) error { return t.q.DeleteOldKeys(bg, time.Now().Add(time.Second).UnixMicro()) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got, _, err := r.APIKey(ctx, k.ID); err != nil || !got.Revoked {
+		t.Errorf("key = %+v, %v; want it revoked", got, err)
+	}
+}
+
+// TestRestoreOtherMesh: nothing is taken over from the database of another mesh.
+func TestRestoreOtherMesh(t *testing.T) {
+	f := open(t, "", testMeta)
 	other := open(t, "", Meta{MeshID: "other", CIDR: testMeta.CIDR, CIDR6: testMeta.CIDR6})
-	must(other.Close())
-	kept, err = ReadKept(ctx, other.path)
-	must(err)
-	kept.access.auditSeq = 1 << 40
-	l = open(t, late, Meta{})
-	must(l.Rebase(ctx, kept, "then"))
-	if k, _, err := l.APIKey(ctx, keys["good"].ID); err != nil || k.Revoked {
-		t.Errorf("the database of another mesh revoked a key: %v", err)
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k, err := f.ReadKept(t.Context(), other.path)
+	if !errors.Is(err, ErrOtherMesh) || k.Denials != nil || k.PSKEpoch != 0 || k.access != nil {
+		t.Errorf("kept = %+v, %v; want nothing and ErrOtherMesh", k, err)
 	}
 }
