@@ -27,6 +27,9 @@ const (
 	challengeLife = time.Minute
 	challengeLen  = 8 + 16 + sha256.Size
 	attemptLen    = 16
+	// maxGeneration bounds what a node may claim: the database counts in 63 bits, and
+	// a number beyond them would stand for any.
+	maxGeneration = 1 << 62
 )
 
 // challenger makes challenges that it can recognise without keeping them: a
@@ -85,6 +88,9 @@ func (p provisioning) Recover(ctx context.Context, req *dispatchv1.RecoverReques
 	id, err := identity.ParsePeerID(req.GetNodeId())
 	if err != nil || len(req.GetRecoveryId()) != attemptLen {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("node_id or recovery_id is malformed"))
+	}
+	if req.GetGeneration() >= maxGeneration {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("generation is out of range"))
 	}
 	if !p.challenges.valid(id, req.GetChallenge(), now) {
 		return nil, fail(connect.CodeFailedPrecondition, dispatchv1.ErrorReason_ERROR_REASON_CHALLENGE_INVALID,
