@@ -4,6 +4,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
@@ -68,11 +69,14 @@ func TestRestoreTakesAway(t *testing.T) {
 	if _, err := r.ClaimOwner(ctx, link, newAPIKey(t, "new")); !errors.Is(err, ErrLinkInvalid) {
 		t.Errorf("an owner link of before the restore: %v", err)
 	}
+	// It goes on by itself, and further than the other.
+	for i := range 40 {
+		r.token(t, fmt.Sprintf("more-%d", i), 1, time.Hour)
+	}
 	must(r.Close())
 
 	// The newer one over an older one takes nothing that was made in between. Nor
-	// does one that went on from the same backup: it has as many entries as r, but
-	// others.
+	// does one that went on from the same backup apart: it has more entries, but others.
 	stale := filepath.Join(t.TempDir(), "stale.db")
 	f = open(t, late, Meta{})
 	must(f.CreateAPIKey(ctx, Grantor{}, newAPIKey(t, "owner")))
