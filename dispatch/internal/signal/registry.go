@@ -49,6 +49,32 @@ type Registry struct {
 	streams  map[identity.PeerID]*Stream
 	sites    map[string]map[identity.PeerID]*Stream // the same ones
 	instance uint64
+	// buckets are those of the nodes that have a stream, and of those that had one
+	// lately: who comes back at once has not a whole burst again.
+	buckets map[identity.PeerID]*bucket
+	sweepAt int // how many buckets are looked through
+}
+
+const minSweep = 1024
+
+// bucket is what a node may send.
+type bucket struct {
+	mu     sync.Mutex // guards the rest
+	tokens float64
+	filled time.Time
+}
+
+// fill brings b up to now. The lock is held.
+func (b *bucket) fill(now time.Time) {
+	b.tokens = min(Burst, b.tokens+Rate*now.Sub(b.filled).Seconds())
+	b.filled = now
+}
+
+func (b *bucket) full(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fill(now)
+	return b.tokens >= Burst
 }
 
 // NewRegistry returns an empty registry. presence is called, in order and never
@@ -59,6 +85,8 @@ func NewRegistry(presence func(id identity.PeerID, site string, online bool, ins
 		presence: presence,
 		streams:  make(map[identity.PeerID]*Stream),
 		sites:    make(map[string]map[identity.PeerID]*Stream),
+		buckets:  make(map[identity.PeerID]*bucket),
+		sweepAt:  minSweep,
 		// Higher after a restart than ever before it.
 		instance: uint64(time.Now().UnixMicro()),
 	}
@@ -74,9 +102,7 @@ type Stream struct {
 	queue chan *Envelope
 	gone  chan struct{} // closed once another stream took its place
 
-	mu     sync.Mutex // guards the bucket
-	tokens float64
-	filled time.Time
+	bucket *bucket
 }
 
 // Open registers the stream of a node. An older one of the same node is closed:
@@ -84,10 +110,10 @@ type Stream struct {
 func (r *Registry) Open(id identity.PeerID, site string) *Stream {
 	s := &Stream{
 		ID: id, Site: site, reg: r, queue: make(chan *Envelope, QueueLen), gone: make(chan struct{}),
-		tokens: Burst, filled: time.Now(),
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	s.bucket = r.bucketOf(id, time.Now())
 	if old := r.streams[id]; old != nil {
 		close(old.gone)
 		r.forget(old) // its site may be another
@@ -101,6 +127,24 @@ func (r *Registry) Open(id identity.PeerID, site string) *Stream {
 	r.sites[site][id] = s
 	r.presence(id, site, true, s.Instance)
 	return s
+}
+
+// bucketOf returns the bucket of a node. The lock is held.
+func (r *Registry) bucketOf(id identity.PeerID, now time.Time) *bucket {
+	if b := r.buckets[id]; b != nil {
+		return b
+	}
+	if len(r.buckets) >= r.sweepAt {
+		for k, b := range r.buckets {
+			if r.streams[k] == nil && b.full(now) {
+				delete(r.buckets, k)
+			}
+		}
+		r.sweepAt = max(minSweep, 2*len(r.buckets))
+	}
+	b := &bucket{tokens: Burst, filled: now}
+	r.buckets[id] = b
+	return b
 }
 
 // Close unregisters s, unless another stream has taken its place already.
@@ -149,15 +193,14 @@ func (s *Stream) Send(to identity.PeerID, body []byte) Reason {
 // Allow takes one message from the sender's budget. It counts what is refused
 // elsewhere too, since that costs the hub as well.
 func (s *Stream) Allow() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	s.tokens = min(Burst, s.tokens+Rate*now.Sub(s.filled).Seconds())
-	s.filled = now
-	if s.tokens < 1 {
+	b := s.bucket
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fill(time.Now())
+	if b.tokens < 1 {
 		return false
 	}
-	s.tokens--
+	b.tokens--
 	return true
 }
 

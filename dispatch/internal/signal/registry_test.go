@@ -131,3 +131,39 @@ func TestAllow(t *testing.T) {
 		}
 	})
 }
+
+// TestAllowAcrossStreams: who opens a new stream has not a whole burst again, until
+// he would have it anyway.
+func TestAllowAcrossStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRegistry(func(identity.PeerID, string, bool, uint64) {})
+		take := func() (n int) {
+			s := r.Open(a, "")
+			defer s.Close()
+			for s.Allow() {
+				n++
+			}
+			return n
+		}
+		if n := take() + take() + take(); n != Burst {
+			t.Errorf("at once = %d, want %d", n, Burst)
+		}
+		for i := range 2 * minSweep { // others, which fill the table
+			r.Open(identity.PeerID{9, byte(i), byte(i >> 8)}, "").Close()
+		}
+		if n := take(); n != 0 {
+			t.Errorf("after others have come and gone = %d, want 0", n)
+		}
+		time.Sleep(time.Second)
+		if n := take(); n != Rate {
+			t.Errorf("after a second = %d, want %d", n, Rate)
+		}
+		time.Sleep(time.Hour)
+		for i := range 2 * minSweep {
+			r.Open(identity.PeerID{8, byte(i), byte(i >> 8)}, "").Close()
+		}
+		if n := len(r.buckets); n > 2*minSweep+1 {
+			t.Errorf("%d buckets are kept of nodes that have gone", n)
+		}
+	})
+}

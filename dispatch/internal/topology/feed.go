@@ -3,7 +3,6 @@
 package topology
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -131,9 +130,14 @@ func (f *Feed) Publish(events ...Event) {
 	defer f.mu.Unlock()
 	woken := make(map[*ring]bool) // true: at once
 	put := func(r *ring, e Event) {
-		if r != nil {
+		switch {
+		case r == nil:
+		case e.RV == 0:
+			r.hold(e)
+			woken[r] = woken[r] || r.crowded()
+		default:
 			r.put(e)
-			woken[r] = woken[r] || e.RV != 0
+			woken[r] = true
 		}
 	}
 	for _, e := range events {
@@ -339,6 +343,10 @@ func (f *Feed) Tap() *Watch {
 
 // deliver gives a followed node's event to w. The feed's lock is held.
 func (w *Watch) deliver(e Event) {
+	if e.RV == 0 {
+		// What it was not told yet of the node's presence is past.
+		w.extra = slices.DeleteFunc(w.extra, func(x Event) bool { return x.RV == 0 && x.Node == e.Node })
+	}
 	if len(w.extra) >= MaxInterests {
 		w.extra, w.overflow = nil, true
 	}
@@ -544,7 +552,7 @@ func (w *Watch) take(dst []Event) (out []Event, rv uint64, woken <-chan struct{}
 	if len(w.extra) > 0 {
 		dst = append(dst, w.extra...)
 		w.extra = nil
-		slices.SortFunc(dst, func(a, b Event) int { return cmp.Compare(a.seq, b.seq) })
+		slices.SortFunc(dst, bySeq)
 	}
 	out = dst[:0]
 	for _, e := range coalesce(dst) {

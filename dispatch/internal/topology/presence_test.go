@@ -92,3 +92,48 @@ func TestCountHolds(t *testing.T) {
 		}
 	}
 }
+
+// TestFlapping: a node that comes and goes all the time takes one place in what is
+// told next, whatever the ring holds, and the last that was heard of it is told.
+func TestFlapping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 64
+		f := NewFeed(nil, 1, store.State{}, Limits{Ring: size})
+		newWatch := func(n byte, site string, follows ...identity.PeerID) *Watch {
+			w := &Watch{feed: f, node: identity.PeerID{n}, site: site, wake: make(chan struct{}, 1)}
+			f.enter(w, follows)
+			return w
+		}
+		flaps, calm := identity.PeerID{100}, identity.PeerID{101}
+		w, afar := newWatch(1, ""), newWatch(2, "elsewhere", flaps)
+		defer w.Close()
+		defer afar.Close()
+		tap := f.Tap()
+		defer tap.Close()
+		f.Publish(EncodePresence(calm, "", true, 1))
+		f.Publish(EncodePresence(calm, "", false, 1))
+		for i := range uint64(10 * MaxInterests) {
+			f.Publish(EncodePresence(flaps, "", i%2 == 0, i))
+		}
+		last := EncodePresence(flaps, "", true, 1<<40)
+		f.Publish(last)
+		time.Sleep(presenceEvery)
+		synctest.Wait()
+		for name, tt := range map[string]struct {
+			w    *Watch
+			want int
+		}{"site": {w, 2}, "follower": {afar, 1}, "tap": {tap, 2}} {
+			got, err := tt.w.Next(t.Context(), nil, nil)
+			if err != nil || len(got) != tt.want || string(got[len(got)-1].Raw) != string(last.Raw) {
+				t.Errorf("%s: %d events, %v; want %d, the newest last", name, len(got), err, tt.want)
+			}
+		}
+		// Many nodes at once do not wait until they are more than a ring holds.
+		for i := range 10 * size {
+			f.Publish(EncodePresence(identity.PeerID{byte(i), byte(i >> 8), 1}, "", true, 1))
+			if n := len(f.rings[""].held); n >= size {
+				t.Fatalf("%d events are held", n)
+			}
+		}
+	})
+}

@@ -11,7 +11,10 @@
 package topology
 
 import (
+	"cmp"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -40,6 +43,10 @@ type ring struct {
 	next uint64        // number of the next event
 	wake chan struct{} // closed and replaced by rouse
 
+	// held is the presence that nobody was told of yet, the newest of each node: one
+	// that comes and goes all the time takes one place and not all.
+	held map[identity.PeerID]Event
+
 	roused  time.Time
 	pending bool // a timer is going to rouse
 }
@@ -48,13 +55,44 @@ func newRing(size int) *ring {
 	return &ring{buf: make([]Event, size), wake: make(chan struct{})}
 }
 
+// hold keeps a presence event until the ring's watchers are woken.
+func (r *ring) hold(e Event) {
+	if r.held == nil {
+		r.held = make(map[identity.PeerID]Event)
+	}
+	r.held[e.Node] = e
+}
+
+// crowded tells that what is held would soon overtake those that are slow.
+func (r *ring) crowded() bool { return len(r.held) >= max(1, len(r.buf)/4) }
+
+// release puts what is held into the ring, in the order of publication.
+func (r *ring) release() {
+	if len(r.held) == 0 {
+		return
+	}
+	for _, e := range slices.SortedFunc(maps.Values(r.held), bySeq) {
+		r.append(e)
+	}
+	r.held = nil
+}
+
+func bySeq(a, b Event) int { return cmp.Compare(a.seq, b.seq) }
+
+// put adds an event that watchers hear of at once.
 func (r *ring) put(e Event) {
+	r.release()
+	r.append(e)
+}
+
+func (r *ring) append(e Event) {
 	r.buf[r.next%uint64(len(r.buf))] = e
 	r.next++
 }
 
 // rouse wakes all that wait.
 func (r *ring) rouse() {
+	r.release()
 	r.roused, r.pending = time.Now(), false
 	close(r.wake)
 	r.wake = make(chan struct{})
