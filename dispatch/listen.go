@@ -26,6 +26,11 @@ const (
 	// maxPending is how many connections from one network may be in all that, with
 	// those that wait: what comes on top is hung up on.
 	maxPending = 4096
+	// So many connections of those who showed no certificate are open at once, from
+	// one network and in all. Nodes have one, and whoever joins needs his for a
+	// moment: what comes on top waits, within handshakeTime.
+	maxStrangersPerNet = 512
+	maxStrangers       = 4096
 )
 
 // handshaker is a listener whose connections have finished their TLS handshake.
@@ -40,6 +45,7 @@ type handshaker struct {
 	closed chan struct{}
 	once   sync.Once
 	slots  chan struct{}
+	places chan struct{} // of strangers
 	wg     sync.WaitGroup
 	err    error // of the listener, once closed is
 
@@ -47,10 +53,12 @@ type handshaker struct {
 	nets map[netip.Prefix]*pending
 }
 
-// pending are the connections from one network that are no more than that yet.
+// pending are the connections from one network that are no more than that yet, and
+// those of its strangers.
 type pending struct {
-	n     int
-	slots chan struct{}
+	n      int
+	slots  chan struct{}
+	places chan struct{}
 }
 
 func newHandshaker(ln net.Listener, cfg *tls.Config) *handshaker {
@@ -58,7 +66,8 @@ func newHandshaker(ln net.Listener, cfg *tls.Config) *handshaker {
 	cfg.NextProtos = []string{"h2", "http/1.1"}
 	h := &handshaker{
 		Listener: ln, cfg: cfg, done: make(chan net.Conn), closed: make(chan struct{}),
-		slots: make(chan struct{}, maxHandshakes), nets: make(map[netip.Prefix]*pending),
+		slots: make(chan struct{}, maxHandshakes), places: make(chan struct{}, maxStrangers),
+		nets: make(map[netip.Prefix]*pending),
 	}
 	h.wg.Go(h.run)
 	return h
@@ -86,16 +95,18 @@ func (h *handshaker) run() {
 		}
 		h.wg.Go(func() {
 			defer h.leave(from, p)
-			h.handshake(c, p)
+			h.handshake(c, from, p)
 		})
 	}
 }
 
-func (h *handshaker) handshake(c net.Conn, p *pending) {
+func (h *handshaker) handshake(raw net.Conn, from netip.Prefix, p *pending) {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
+	// Under TLS, as net/http knows what is secure by the type *tls.Conn.
+	c := &strangerConn{Conn: raw}
 	tc := h.secure(ctx, c, p)
-	if tc == nil {
+	if tc == nil || len(tc.ConnectionState().PeerCertificates) == 0 && !h.place(ctx, c, from, p) {
 		_ = c.Close()
 		return
 	}
@@ -106,22 +117,62 @@ func (h *handshaker) handshake(c net.Conn, p *pending) {
 	}
 }
 
+// place waits for a place for a stranger, which closing c gives back.
+func (h *handshaker) place(ctx context.Context, c *strangerConn, from netip.Prefix, p *pending) bool {
+	if !h.wait(ctx, p.places) {
+		return false
+	}
+	if !h.wait(ctx, h.places) {
+		<-p.places // p itself stays as long as c is pending
+		return false
+	}
+	c.leave = sync.OnceFunc(func() {
+		<-h.places
+		<-p.places
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.tidy(from, p)
+	})
+	return true
+}
+
+func (h *handshaker) wait(ctx context.Context, places chan<- struct{}) bool {
+	select {
+	case places <- struct{}{}:
+		return true
+	case <-ctx.Done():
+	case <-h.closed:
+	}
+	return false
+}
+
+// strangerConn gives its place back when it is closed. leave is set before others
+// know the connection, or never.
+type strangerConn struct {
+	net.Conn
+	leave func()
+}
+
+// Close implements net.Conn.
+func (c *strangerConn) Close() error {
+	if c.leave != nil {
+		defer c.leave()
+	}
+	return c.Conn.Close()
+}
+
 // secure waits for a place and runs the handshake; nil where that fails.
-func (h *handshaker) secure(ctx context.Context, c net.Conn, p *pending) net.Conn {
+func (h *handshaker) secure(ctx context.Context, c *strangerConn, p *pending) *tls.Conn {
 	// First that of the network, so that one network cannot hold those of all.
 	for _, slots := range []chan struct{}{p.slots, h.slots} {
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		case <-ctx.Done():
-			return nil
-		case <-h.closed:
+		if !h.wait(ctx, slots) {
 			return nil
 		}
+		defer func() { <-slots }()
 	}
-	relay.ShortQueue(c)
+	relay.ShortQueue(c.Conn)
 	tc := tls.Server(c, h.cfg)
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = c.Conn.Close() })
 	defer stop()
 	if tc.HandshakeContext(ctx) != nil {
 		return nil
@@ -135,7 +186,7 @@ func (h *handshaker) enter(from netip.Prefix) *pending {
 	defer h.mu.Unlock()
 	p := h.nets[from]
 	if p == nil {
-		p = &pending{slots: make(chan struct{}, maxHandshakesPerNet)}
+		p = &pending{slots: make(chan struct{}, maxHandshakesPerNet), places: make(chan struct{}, maxStrangersPerNet)}
 		h.nets[from] = p
 	}
 	if p.n >= maxPending {
@@ -148,7 +199,13 @@ func (h *handshaker) enter(from netip.Prefix) *pending {
 func (h *handshaker) leave(from netip.Prefix, p *pending) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if p.n--; p.n == 0 {
+	p.n--
+	h.tidy(from, p)
+}
+
+// tidy forgets a network from which nothing is. The lock is held.
+func (h *handshaker) tidy(from netip.Prefix, p *pending) {
+	if p.n == 0 && len(p.places) == 0 && h.nets[from] == p {
 		delete(h.nets, from)
 	}
 }
