@@ -60,23 +60,14 @@ func newKeyring(st *store.Store, log *slog.Logger) *keyring {
 // KeyHandler serves the admin port, where callers show an API key. It expects to
 // run behind TLS.
 func (a *API) KeyHandler() http.Handler {
-	next, errs := a.services(), connect.NewErrorWriter()
+	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := a.keys.authenticate(r)
-		if err == nil {
-			next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), &c)))
+		if err != nil {
+			refuse(w, r, err)
 			return
 		}
-		w.Header().Set("Cache-Control", "no-store")
-		if errs.IsSupported(r) {
-			_ = errs.Write(w, r, err)
-			return
-		}
-		status := http.StatusUnauthorized
-		if connect.CodeOf(err) == connect.CodeResourceExhausted {
-			status = http.StatusTooManyRequests
-		}
-		http.Error(w, err.Error(), status)
+		a.receive(w, r, &c, next)
 	})
 }
 

@@ -135,13 +135,19 @@ type caller struct {
 	id       identity.PeerID
 	standing store.Standing // set by the gate
 	serial   []byte         // of its certificate
-	// unblock makes pending and later reads of the request fail.
+	// unblock makes pending and later reads of the request fail. Where the caller
+	// streams only.
 	unblock func()
 	// hold keeps what is sent in the response's buffer, as far as it fits, until the
 	// first message after it was called with false. The sender alone calls it.
 	hold func(bool)
+
+	// Of all that came through a listener:
 	// cut makes pending and later writes fail, and resets the stream.
 	cut func()
+	// whole takes the deadline for the request's one message away; nil where the
+	// caller streams.
+	whole func()
 
 	// Of a user:
 	user    string

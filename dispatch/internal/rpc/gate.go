@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -23,6 +24,8 @@ type gate struct {
 	// entered, where it is set, is asked last about each call that is let in. Tests
 	// see with it what the gate does, without what the services do.
 	entered func() error
+	// openers bounds how often nodes open streams.
+	openers *openers
 
 	mu   sync.Mutex // guards live
 	live map[subject]map[*context.CancelCauseFunc]struct{}
@@ -52,16 +55,24 @@ func (c *caller) subjects() []subject {
 	return nil
 }
 
-// watch returns a context that cut ends, and a function to call in the end.
-func (g *gate) watch(ctx context.Context, c *caller) (context.Context, func()) {
+// watch returns a context that cut ends, and a function to call in the end. It fails
+// where the caller has too many streams.
+func (g *gate) watch(ctx context.Context, c *caller) (context.Context, func(), error) {
+	subjects := c.subjects()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	most := maxNodeStreams
+	if c.class == user {
+		most = maxUserStreams
+	}
+	if len(subjects) > 0 && len(g.live[subjects[0]]) >= most {
+		return ctx, nil, tooManyStreams(most)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	endTimer := func() {}
 	if c.class == user {
 		ctx, endTimer = context.WithDeadlineCause(ctx, c.expires, errKeyEnd)
 	}
-	subjects := c.subjects()
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	for _, s := range subjects {
 		if g.live[s] == nil {
 			g.live[s] = make(map[*context.CancelCauseFunc]struct{})
@@ -78,7 +89,7 @@ func (g *gate) watch(ctx context.Context, c *caller) (context.Context, func()) {
 		}
 		endTimer()
 		cancel(nil)
-	}
+	}, nil
 }
 
 // cut ends all streams of a node.
@@ -141,6 +152,9 @@ func (g *gate) enter(ctx context.Context, procedure string, fresh bool) (context
 
 func (g *gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		if c := callerOf(ctx); c.whole != nil {
+			c.whole()
+		}
 		ctx, err := g.enter(ctx, req.Spec().Procedure, false)
 		if err != nil {
 			return nil, err
@@ -155,10 +169,28 @@ func (g *gate) WrapStreamingClient(next connect.StreamingClientFunc) connect.Str
 
 func (g *gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		ctx, done := g.watch(ctx, callerOf(ctx))
+		c := callerOf(ctx)
+		if c.class == node {
+			if wait := g.openers.allow(c.id, time.Now()); wait > 0 {
+				return tooOften(wait)
+			}
+		}
+		ctx, done, err := g.watch(ctx, c)
+		if err != nil {
+			return err
+		}
 		defer done()
+		if c.whole != nil {
+			conn = wholeConn{conn, c.whole}
+		}
+		if c.cut != nil {
+			k := &cutter{cut: c.cut}
+			// Before done ends the context.
+			defer k.end()
+			stop := context.AfterFunc(ctx, k.start)
+			defer stop()
+		}
 		// After watch, so that a revocation falls into neither gap.
-		var err error
 		offStack(func() { ctx, err = g.enter(ctx, conn.Spec().Procedure, true) })
 		if err != nil {
 			return err

@@ -24,8 +24,6 @@ const (
 	// relayBatch is how many packets the hub puts into a message. What is written
 	// cannot be overtaken, so it is few.
 	relayBatch = 8
-	// cutAfter is how long a stream that has to end may take to say why.
-	cutAfter = time.Second
 )
 
 type relayService struct {
@@ -67,10 +65,10 @@ func (s relayService) Relay(ctx context.Context, stream *relayStream) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		cutStuck(ctx, c, me.cut, finished)
+		cutStuck(c, me.cut, finished)
 	}()
 	done := make(chan error, 1)
-	go func() { done <- s.receive(c, stream) }()
+	go func() { done <- s.receive(ctx, c, stream) }()
 	read, err := s.send(ctx, c, stream, done)
 	close(finished)
 	<-watched
@@ -83,10 +81,10 @@ func (s relayService) Relay(ctx context.Context, stream *relayStream) error {
 	return err
 }
 
-// cutStuck cuts a stream that has to end and does not.
-func cutStuck(ctx context.Context, c *relay.Client, cut func(), finished <-chan struct{}) {
+// cutStuck cuts a stream whose place another has taken, and which does not end. The
+// gate cuts those whose context ends.
+func cutStuck(c *relay.Client, cut func(), finished <-chan struct{}) {
 	select {
-	case <-ctx.Done():
 	case <-c.Gone():
 	case <-finished:
 		return
@@ -146,7 +144,7 @@ func (s relayService) send(ctx context.Context, c *relay.Client, stream *relaySt
 
 // receive passes on what the node sends, until its half of the stream ends. It
 // never waits for another node.
-func (s relayService) receive(c *relay.Client, stream *relayStream) error {
+func (s relayService) receive(ctx context.Context, c *relay.Client, stream *relayStream) error {
 	for {
 		m, err := stream.Receive()
 		if err != nil {
@@ -155,6 +153,9 @@ func (s relayService) receive(c *relay.Client, stream *relayStream) error {
 				return err
 			}
 			return nil // the node hung up
+		}
+		if ctx.Err() != nil {
+			return nil // revoked: send says so
 		}
 		if len(m.GetFrames()) > maxRelayFrames {
 			return fail(connect.CodeInvalidArgument, dispatchv1.ErrorReason_ERROR_REASON_UNSPECIFIED, "too many frames in a message", "")

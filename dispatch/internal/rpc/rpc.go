@@ -95,6 +95,9 @@ type API struct {
 	log   *slog.Logger
 	gate  *gate
 	keys  *keyring
+	kinds map[string]kind // of all procedures
+	// bodyTime is how long the one message of a request may take to arrive.
+	bodyTime time.Duration
 	// renewals bounds how many rows a node can add to the table of certificates.
 	renewals, rejoins, rekeys *limiter
 	talks                     *talks
@@ -125,10 +128,11 @@ func New(cfg Config) *API {
 	if cfg.AdminURL == nil {
 		cfg.AdminURL = func() string { return "" }
 	}
-	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter(renewEvery), rejoins: newLimiter(renewEvery), rekeys: newLimiter(rekeyEvery), talks: newTalks(cfg.Store), started: time.Now(), left: make(map[identity.PeerID]time.Time)}
+	a := &API{cfg: cfg, store: cfg.Store, log: cfg.Logger, renewals: newLimiter(renewEvery), rejoins: newLimiter(renewEvery), rekeys: newLimiter(rekeyEvery), talks: newTalks(cfg.Store), kinds: kinds(apiFiles...), bodyTime: bodyTime, started: time.Now(), left: make(map[identity.PeerID]time.Time)}
 	a.keys = newKeyring(a.store, a.log)
 	a.rollout = a.newRollout()
 	a.gate = &gate{
+		openers: newOpeners(),
 		live:    make(map[subject]map[*context.CancelCauseFunc]struct{}),
 		recheck: a.keys.recheck,
 		admit: func(ctx context.Context, id identity.PeerID, serial []byte) (store.Standing, error) {
@@ -170,10 +174,7 @@ func (a *API) services() http.Handler {
 	mux.Handle(dispatchv1connect.NewAuditServiceHandler(auditService{API: a}, unary...))
 	mux.Handle(dispatchv1connect.NewAccessServiceHandler(accessService{API: a}, unary...))
 	mux.Handle(dispatchv1connect.NewHubServiceHandler(hubService{API: a}, unary...))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Cache-Control", "no-store")
-		mux.ServeHTTP(w, r)
-	})
+	return mux
 }
 
 // pieces writes in small pieces: HTTP/2 keeps a buffer of the size of the largest
@@ -213,22 +214,18 @@ func (a *API) NodeHandler() http.Handler {
 	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p := &pieces{ResponseWriter: w}
-		w = p
-		c := &caller{class: anonymous, ip: remoteIP(r), unblock: func() {
-			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
-		}, hold: func(on bool) { p.held = on }, cut: func() {
-			_ = http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
-		}}
+		c := &caller{class: anonymous, ip: remoteIP(r), hold: func(on bool) { p.held = on }}
 		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 			id, err := a.cfg.CA.Peer(*r.TLS)
 			if err != nil { // the handshake has checked this already
+				unread(w, r)
 				http.Error(w, "bad client certificate", http.StatusForbidden)
 				return
 			}
 			c.class, c.id = node, id
 			c.serial = r.TLS.PeerCertificates[0].SerialNumber.Bytes()
 		}
-		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), c)))
+		a.receive(p, r, c, next)
 	})
 }
 
@@ -236,7 +233,7 @@ func (a *API) NodeHandler() http.Handler {
 func (a *API) AdminHandler() http.Handler {
 	next := a.services()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), &caller{class: socket})))
+		a.receive(w, r, &caller{class: socket}, next)
 	})
 }
 

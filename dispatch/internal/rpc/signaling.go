@@ -89,6 +89,9 @@ func (s signaling) receive(ctx context.Context, st *signal.Stream, stream *signa
 			}
 			return nil // the node hung up
 		}
+		if ctx.Err() != nil {
+			return nil // revoked: what it sends now goes to nobody
+		}
 		if m.GetTo() == "" && len(m.GetBody()) == 0 {
 			continue // keep-open
 		}
