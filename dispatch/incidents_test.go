@@ -521,3 +521,31 @@ func TestIncident22StreamOwner(t *testing.T) {
 		t.Errorf("delivery = %v, %v; want it from a", res, err)
 	}
 }
+
+// The identity was read from the wrong name of the certificate.
+func TestIncident13OneName(t *testing.T) {
+	h, ctx := dispatchtest.Start(t), testContext(t)
+	a, b := join(t, h, "a"), join(t, h, "b")
+	// The common name is a person's help and no more: b's certificate says "b", and
+	// renaming a to what b was called changes nobody's identity.
+	fleet := fleetOf(h)
+	b.rename(ctx, t, fleet, "b", "c")
+	a.rename(ctx, t, fleet, "a", "b")
+	leaf, err := x509.ParseCertificate(parseCert(t, b.res.GetNodeCrt()).Chain[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(leaf.URIs) != 1 || !strings.Contains(leaf.Subject.CommonName, "b") {
+		t.Fatalf("names in the certificate = %v, %v", leaf.Subject, leaf.URIs)
+	}
+	res, err := b.renew(b.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := parseCert(t, res.GetNodeCrt()); c.ID != b.id || c.Name != "c" {
+		t.Errorf("renewed as %s %s, want %s c", c.ID.Short(), c.Name, b.id.Short())
+	}
+	if _, err := b.renew(a.keys); err == nil {
+		t.Error("a node renews with the keys of the one that has its old name")
+	}
+}
