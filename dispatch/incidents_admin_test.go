@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/dispatchtest"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
@@ -281,12 +283,24 @@ func TestIncident23StreamsPerConnection(t *testing.T) {
 	// All over one connection: the seventeenth waits for one of the others to end.
 	m.http.Transport.(*http.Transport).HTTP2 = &http.HTTP2Config{StrictMaxConcurrentRequests: true}
 	c := dispatchv1connect.NewTopologyServiceClient(m.http, h.URL())
-	for range 16 {
+	for open := 0; open < 16; {
 		st, err := c.WatchTopology(ctx, &dispatchv1.WatchTopologyRequest{})
-		if err != nil || !st.Receive() {
+		if err != nil {
 			t.Fatalf("stream: %v", err)
 		}
 		defer st.Close()
+		if st.Receive() {
+			open++
+			continue
+		}
+		if connect.CodeOf(st.Err()) != connect.CodeResourceExhausted || open < 10 {
+			t.Fatalf("stream %d: %v", open, st.Err())
+		}
+		select { // a node opens one in a second
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			t.Fatal(ctx.Err())
+		}
 	}
 	short, end := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer end()

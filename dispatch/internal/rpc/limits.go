@@ -95,11 +95,11 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 		_ = errs.Write(w, r, err)
 		return
 	}
-	status, code := http.StatusForbidden, connect.CodeOf(err)
-	if code == connect.CodeUnauthenticated {
-		status = http.StatusUnauthorized
-	} else if code == connect.CodeResourceExhausted {
-		status = http.StatusTooManyRequests
+	status := map[connect.Code]int{
+		connect.CodeUnauthenticated: http.StatusUnauthorized, connect.CodeResourceExhausted: http.StatusTooManyRequests,
+	}[connect.CodeOf(err)]
+	if status == 0 {
+		status = http.StatusForbidden
 	}
 	http.Error(w, err.Error(), status)
 }
