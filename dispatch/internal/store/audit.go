@@ -35,14 +35,14 @@ func (s *Store) Audit(ctx context.Context, f AuditFilter) ([]audit.Entry, error)
 	if f.NewestFirst {
 		before := int64(math.MaxInt64)
 		if f.After != 0 {
-			before = int64(f.After)
+			before = int64(min(f.After, math.MaxInt64))
 		}
 		rows, err = s.rq.AuditBefore(ctx, db.AuditBeforeParams{
 			Before: before, Since: since, Actor: f.Actor, Action: f.Action, Target: f.Target, Limit: int64(f.Limit),
 		})
 	} else {
 		rows, err = s.rq.AuditAfter(ctx, db.AuditAfterParams{
-			After: int64(f.After), Since: since, Actor: f.Actor, Action: f.Action, Target: f.Target, Limit: int64(f.Limit),
+			After: int64(min(f.After, math.MaxInt64)), Since: since, Actor: f.Actor, Action: f.Action, Target: f.Target, Limit: int64(f.Limit),
 		})
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -479,6 +480,13 @@ func testAudit(t *testing.T, open opener) {
 		if err := f.update(ctx, func(t *tx) error { return t.exec(q) }); err == nil {
 			t.Errorf("%s: no error", q)
 		}
+	}
+	// Numbers that no entry can have.
+	if none, err := f.Audit(ctx, AuditFilter{After: math.MaxUint64, Limit: 9}); err != nil || len(none) != 0 {
+		t.Errorf("after the highest number: %d entries, %v", len(none), err)
+	}
+	if all, err := f.Audit(ctx, AuditFilter{After: math.MaxUint64, NewestFirst: true, Limit: 9}); err != nil || len(all) != 9 {
+		t.Errorf("before the highest number: %d entries, %v", len(all), err)
 	}
 	some, err := f.Audit(ctx, AuditFilter{Action: "node.re", NewestFirst: true, Limit: 2})
 	if err != nil || len(some) != 2 || some[0].Action != "node.revoke" || some[1].Action != "node.recover" {
