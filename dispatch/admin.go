@@ -194,25 +194,12 @@ func (p *perHost) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		from := hostOf(c.RemoteAddr())
+		from := netOf(c.RemoteAddr())
 		if p.take(from) {
 			return &countedConn{Conn: c, done: sync.OnceFunc(func() { p.release(from) })}, nil
 		}
 		_ = c.Close()
 	}
-}
-
-func hostOf(a net.Addr) netip.Prefix {
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.Prefix{}
-	}
-	ip, bits := ap.Addr().Unmap().WithZone(""), 32
-	if ip.Is6() {
-		bits = 64
-	}
-	p, _ := ip.Prefix(bits)
-	return p
 }
 
 func (p *perHost) take(from netip.Prefix) bool {

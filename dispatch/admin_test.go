@@ -144,8 +144,8 @@ func TestPerHost(t *testing.T) {
 	for a, want := range map[string]string{
 		"192.0.2.7:1": "192.0.2.7/32", "[::ffff:192.0.2.7]:1": "192.0.2.7/32", "[2001:db8::1%eth0]:1": "2001:db8::/64",
 	} {
-		if got := hostOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(a))).String(); got != want {
-			t.Errorf("hostOf(%s) = %s, want %s", a, got, want)
+		if got := netOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(a))).String(); got != want {
+			t.Errorf("netOf(%s) = %s, want %s", a, got, want)
 		}
 	}
 }

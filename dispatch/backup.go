@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 )
 
@@ -24,7 +25,7 @@ import (
 const (
 	databaseFile = "dispatch.db"
 	caDir        = "ca"
-	auditKeyFile = "audit.key"
+	auditKeyFile = ca.AuditKeyFile
 	manifestFile = "manifest.json"
 	// restoreMark is there while a restore moves files, and names the directories
 	// where it puts what was there.

@@ -12,9 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/dispatch"
 	"github.com/bauxite-mesh/bauxite/dispatch/dispatchtest"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1/dispatchv1connect"
 )
@@ -236,6 +238,19 @@ func TestRestoreRefused(t *testing.T) {
 	}
 }
 
+// signIntermediate is what the person with the root's key does.
+func signIntermediate(rootCrt, rootKey string, request []byte) ([]byte, error) {
+	root, err := ca.ReadRoot(rootCrt)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ca.ReadKey(rootKey)
+	if err != nil {
+		return nil, err
+	}
+	return ca.SignIntermediate(root, key, request, time.Now())
+}
+
 func TestRotateIntermediate(t *testing.T) {
 	h, ctx := dispatchtest.Start(t), testContext(t)
 	a := join(t, h, "a")
@@ -244,7 +259,7 @@ func TestRotateIntermediate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	crt, err := dispatch.SignIntermediate(filepath.Join(h.Dir(), "ca", "root.crt"), filepath.Join(h.Dir(), "ca", "root.key"), begin.GetCsr())
+	crt, err := signIntermediate(filepath.Join(h.Dir(), "ca", "root.crt"), filepath.Join(h.Dir(), "ca", "root.key"), begin.GetCsr())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +268,7 @@ func TestRotateIntermediate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := dispatch.SignIntermediate(filepath.Join(other.Dir(), "ca", "root.crt"), filepath.Join(other.Dir(), "ca", "root.key"), ob.GetCsr())
+	foreign, err := signIntermediate(filepath.Join(other.Dir(), "ca", "root.crt"), filepath.Join(other.Dir(), "ca", "root.key"), ob.GetCsr())
 	if err != nil {
 		t.Fatal(err)
 	}

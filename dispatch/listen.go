@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
+	"github.com/bauxite-mesh/bauxite/dispatch/internal/rpc"
 )
 
 const (
@@ -235,19 +236,11 @@ func (h *handshaker) Close() error {
 	return err
 }
 
-// netOf returns what limits count by: an address, in IPv6 a /64.
+// netOf returns the network that limits count a connection by.
 func netOf(a net.Addr) netip.Prefix {
 	ap, err := netip.ParseAddrPort(a.String())
 	if err != nil {
 		return netip.Prefix{}
 	}
-	ip, bits := ap.Addr().Unmap().WithZone(""), 32
-	if ip.Is6() {
-		bits = 64
-	}
-	p, err := ip.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
+	return rpc.Network(ap.Addr().Unmap().WithZone(""))
 }

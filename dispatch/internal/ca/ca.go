@@ -41,6 +41,10 @@ const (
 	intermediateLifetime = 10 * 365 * 24 * time.Hour
 )
 
+// AuditKeyFile is the name of the key, beside the authority's folder, that signs the
+// checkpoints of the audit log.
+const AuditKeyFile = "audit.key"
+
 // CA signs. It is safe for concurrent use.
 type CA struct {
 	// MeshID is derived from the root's key.

@@ -243,7 +243,7 @@ func (x *verification) trust(c *cli.Context, file, dir string) error {
 		}
 	}
 	if file == "" && x.key == nil {
-		key, err := ca.ReadKey(filepath.Join(dir, auditKeyFile))
+		key, err := ca.ReadKey(filepath.Join(dir, ca.AuditKeyFile))
 		if err != nil {
 			return fmt.Errorf("read audit key: %w", err)
 		}
@@ -259,9 +259,6 @@ func (x *verification) trust(c *cli.Context, file, dir string) error {
 	}
 	return nil
 }
-
-// auditKeyFile is the hub's key for checkpoints in the data directory.
-const auditKeyFile = "audit.key"
 
 func parseCheckpoints(b []byte) (key ed25519.PublicKey, signed [][]byte, err error) {
 	sc := bufio.NewScanner(bytes.NewReader(b))

@@ -19,6 +19,9 @@ func manager(t *testing.T, name string) *net.UnixConn {
 	t.Helper()
 	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: strings.Replace(name, "@", "\x00", 1), Net: "unixgram"})
 	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no datagram sockets: %v", err)
+		}
 		t.Skipf("no datagram sockets here: %v", err)
 	}
 	t.Cleanup(func() { _ = c.Close() })

@@ -151,9 +151,9 @@ func (k *keyring) knows(id string, hash [32]byte) bool {
 	return ok && h == hash
 }
 
-// network is what is limited: one IPv4 address, or an IPv6 /64, of which a host
+// Network is what limits count by: one IPv4 address, or an IPv6 /64, of which a host
 // has all addresses.
-func network(ip netip.Addr) netip.Prefix {
+func Network(ip netip.Addr) netip.Prefix {
 	bits := 32
 	if ip.Is6() {
 		bits = 64
@@ -170,12 +170,12 @@ func (k *keyring) mayTry(ip netip.Addr) error {
 	now := k.now()
 	// Compared before subtracting: of an address that never failed the difference is
 	// the smallest there is.
-	if wait := k.free[network(ip)].Sub(now); wait > (k.burst-1)*failEvery {
+	if wait := k.free[Network(ip)].Sub(now); wait > (k.burst-1)*failEvery {
 		return connectRetry(wait - (k.burst-1)*failEvery)
 	}
 	if len(k.free) >= maxFailing {
 		maps.DeleteFunc(k.free, func(_ netip.Prefix, t time.Time) bool { return !t.After(now) })
-		if _, ok := k.free[network(ip)]; !ok && len(k.free) >= maxFailing {
+		if _, ok := k.free[Network(ip)]; !ok && len(k.free) >= maxFailing {
 			return connectRetry(failEvery) // thousands fail at once: nobody new for now
 		}
 	}
@@ -197,11 +197,11 @@ func connectRetry(wait time.Duration) error {
 func (k *keyring) failed(ip netip.Addr) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	t, now := k.free[network(ip)], k.now()
+	t, now := k.free[Network(ip)], k.now()
 	if t.Before(now) {
 		t = now
 	}
-	k.free[network(ip)] = t.Add(failEvery)
+	k.free[Network(ip)] = t.Add(failEvery)
 }
 
 func (k *keyring) succeeded(id string, hash [32]byte) {

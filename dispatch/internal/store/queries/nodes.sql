@@ -19,9 +19,6 @@ SELECT * FROM nodes WHERE was = ? AND was != x'';
 -- name: SetReplaced :exec
 UPDATE nodes SET was = ?, recover_left = ?, row_version = ? WHERE id = ?;
 
--- name: NodeBySerial :one
-SELECT sqlc.embed(nodes) FROM nodes JOIN certs ON certs.node_id = nodes.id WHERE certs.serial = ?;
-
 -- name: NodesInRange :many
 SELECT * FROM nodes WHERE id >= sqlc.arg(low) AND id <= sqlc.arg(high) ORDER BY id LIMIT 2;
 

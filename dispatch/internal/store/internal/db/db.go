@@ -231,9 +231,6 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.nodeByNameStmt, err = db.PrepareContext(ctx, nodeByName); err != nil {
 		return nil, fmt.Errorf("error preparing query NodeByName: %w", err)
 	}
-	if q.nodeBySerialStmt, err = db.PrepareContext(ctx, nodeBySerial); err != nil {
-		return nil, fmt.Errorf("error preparing query NodeBySerial: %w", err)
-	}
 	if q.nodeByWasStmt, err = db.PrepareContext(ctx, nodeByWas); err != nil {
 		return nil, fmt.Errorf("error preparing query NodeByWas: %w", err)
 	}
@@ -698,11 +695,6 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing nodeByNameStmt: %w", cerr)
 		}
 	}
-	if q.nodeBySerialStmt != nil {
-		if cerr := q.nodeBySerialStmt.Close(); cerr != nil {
-			err = fmt.Errorf("error closing nodeBySerialStmt: %w", cerr)
-		}
-	}
 	if q.nodeByWasStmt != nil {
 		if cerr := q.nodeByWasStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing nodeByWasStmt: %w", cerr)
@@ -1001,7 +993,6 @@ type Queries struct {
 	nodeByIndexStmt          *sql.Stmt
 	nodeByKeyStmt            *sql.Stmt
 	nodeByNameStmt           *sql.Stmt
-	nodeBySerialStmt         *sql.Stmt
 	nodeByWasStmt            *sql.Stmt
 	nodeByX25519Stmt         *sql.Stmt
 	nodeLocksStmt            *sql.Stmt
@@ -1115,7 +1106,6 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		nodeByIndexStmt:          q.nodeByIndexStmt,
 		nodeByKeyStmt:            q.nodeByKeyStmt,
 		nodeByNameStmt:           q.nodeByNameStmt,
-		nodeBySerialStmt:         q.nodeBySerialStmt,
 		nodeByWasStmt:            q.nodeByWasStmt,
 		nodeByX25519Stmt:         q.nodeByX25519Stmt,
 		nodeLocksStmt:            q.nodeLocksStmt,

@@ -698,46 +698,6 @@ func (q *Queries) NodeByName(ctx context.Context, name string) (Node, error) {
 	return i, err
 }
 
-const nodeBySerial = `-- name: NodeBySerial :one
-SELECT nodes.id, nodes.name, nodes.ip, nodes.ed25519, nodes.x25519, nodes.key_origin, nodes.state, nodes.token_id, nodes.hostname, nodes.os, nodes.arch, nodes.version, nodes.created, nodes.site, nodes.row_version, nodes.ephemeral, nodes.locked, nodes.generation, nodes.recovery_id, nodes.recover_left, nodes.was, nodes.approved_by, nodes.last_seen, nodes.discovery_id FROM nodes JOIN certs ON certs.node_id = nodes.id WHERE certs.serial = ?
-`
-
-type NodeBySerialRow struct {
-	Node Node
-}
-
-func (q *Queries) NodeBySerial(ctx context.Context, serial []byte) (NodeBySerialRow, error) {
-	row := q.queryRow(ctx, q.nodeBySerialStmt, nodeBySerial, serial)
-	var i NodeBySerialRow
-	err := row.Scan(
-		&i.Node.ID,
-		&i.Node.Name,
-		&i.Node.Ip,
-		&i.Node.Ed25519,
-		&i.Node.X25519,
-		&i.Node.KeyOrigin,
-		&i.Node.State,
-		&i.Node.TokenID,
-		&i.Node.Hostname,
-		&i.Node.Os,
-		&i.Node.Arch,
-		&i.Node.Version,
-		&i.Node.Created,
-		&i.Node.Site,
-		&i.Node.RowVersion,
-		&i.Node.Ephemeral,
-		&i.Node.Locked,
-		&i.Node.Generation,
-		&i.Node.RecoveryID,
-		&i.Node.RecoverLeft,
-		&i.Node.Was,
-		&i.Node.ApprovedBy,
-		&i.Node.LastSeen,
-		&i.Node.DiscoveryID,
-	)
-	return i, err
-}
-
 const nodeByWas = `-- name: NodeByWas :one
 SELECT id, name, ip, ed25519, x25519, key_origin, state, token_id, hostname, os, arch, version, created, site, row_version, ephemeral, locked, generation, recovery_id, recover_left, was, approved_by, last_seen, discovery_id FROM nodes WHERE was = ? AND was != x''
 `
