@@ -42,8 +42,20 @@ type Config struct {
 	// Device gives and takes the inner packets. The node closes it. tun.Open makes
 	// a kernel interface, tun.Pipe one in memory that needs no root.
 	Device tun.Device
-	// Port is the UDP port for all traffic; 0 lets the system choose.
+	// Port is the UDP port for all traffic, the same on every uplink; 0 lets the
+	// system choose.
 	Port int
+	// Uplinks are rules about interfaces; the first whose Name matches counts.
+	// Interfaces without a rule are used.
+	Uplinks []UplinkRule
+	// Bonding says how the paths over several uplinks are used.
+	Bonding Bonding
+	// StateFile is where the node keeps what it must know to start without its hub:
+	// peers, their last good addresses, the policy. Empty means nowhere.
+	StateFile string
+	// Relay lets other nodes, which cannot reach each other, send through this one
+	// where the policy lets them talk. It cannot read what it carries.
+	Relay bool
 	// STUNServers are "host:port" of servers that tell our public address. None
 	// means that only host addresses are offered to peers.
 	STUNServers []string
@@ -57,6 +69,29 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// UplinkRule is about the interfaces whose names match a pattern.
+type UplinkRule struct {
+	// Name is a pattern of path.Match, such as "wwan*".
+	Name string
+	// Ignore leaves the interface alone.
+	Ignore bool
+	// Metered keeps Telemetry and Bulk off while an interface that is not metered
+	// reaches the peer.
+	Metered bool
+	// Budget is the bytes that may be sent and received in a day (UTC); an interface
+	// that has spent it serves only where no other does. 0 means no limit.
+	Budget uint64
+}
+
+// Bonding modes, by lane. Empty means the default.
+type Bonding struct {
+	// Critical, by default "duplicate", goes over all uplinks at once. Telemetry, by
+	// default "redundant-adaptive", does so while the best path loses or jitters.
+	// Bulk, by default "balance", is spread by flow. "active-backup" uses the best
+	// path alone.
+	Critical, Telemetry, Bulk string
+}
+
 // ErrConfig is returned by New for a Config that cannot work.
 var ErrConfig = errors.New("bad configuration")
 
@@ -66,6 +101,7 @@ func (c *Config) Clone() *Config {
 	o.PSK = slices.Clone(c.PSK)
 	o.STUNServers = slices.Clone(c.STUNServers)
 	o.MeshPrefixes = slices.Clone(c.MeshPrefixes)
+	o.Uplinks = slices.Clone(c.Uplinks)
 	return &o
 }
 

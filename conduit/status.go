@@ -33,6 +33,22 @@ type NodeStatus struct {
 	Port               int       `json:"port"`
 	CertificateExpires time.Time `json:"certificate_expires"`
 	UptimeSeconds      float64   `json:"uptime_seconds"`
+	// Uplinks are the interfaces in use.
+	Uplinks []UplinkStatus `json:"uplinks,omitempty"`
+}
+
+// UplinkStatus is one interface that leads to the underlay.
+type UplinkStatus struct {
+	Name string `json:"name"`
+	// Number is how the wire names the interface.
+	Number    int      `json:"number"`
+	Addresses []string `json:"addresses"`
+	Metered   bool     `json:"metered,omitempty"`
+	// TxBytes and RxBytes count UDP payload.
+	TxBytes uint64 `json:"tx_bytes"`
+	RxBytes uint64 `json:"rx_bytes"`
+	// Spent is true when the day's budget is used up.
+	Spent bool `json:"spent,omitempty"`
 }
 
 // HubStatus is the link to the hub.
@@ -42,6 +58,8 @@ type HubStatus struct {
 	Since time.Time `json:"since,omitzero"`
 	// Error says why the link is down.
 	Error string `json:"error,omitempty"`
+	// FromSnapshot is true while peers and policy are those of the state file.
+	FromSnapshot bool `json:"from_snapshot,omitempty"`
 }
 
 // PolicyStatus is the policy in force. Version 0 means none: everything is
@@ -62,9 +80,14 @@ type PeerStatus struct {
 	// Online is what the hub last said.
 	Online bool `json:"online"`
 	// State is idle, handshake, checking, connected or silent.
-	State  string     `json:"state"`
-	Path   PathStatus `json:"path"`
-	Cipher string     `json:"cipher"`
+	State string `json:"state"`
+	// Path is the one that Critical uses, the best if several.
+	Path PathStatus `json:"path"`
+	// Paths are all that are known, the best first.
+	Paths  []PathDetail `json:"paths,omitempty"`
+	Cipher string       `json:"cipher"`
+	// Keys are those in use.
+	Keys KeyStatus `json:"keys"`
 	// Counters count inner packets and bytes.
 	TxPackets uint64 `json:"tx_packets"`
 	TxBytes   uint64 `json:"tx_bytes"`
@@ -75,7 +98,7 @@ type PeerStatus struct {
 
 // PathStatus is the way to a peer.
 type PathStatus struct {
-	// Type is none, direct, relay or hub.
+	// Type is none, direct, turn, peer-relay or hub-relay.
 	Type   string  `json:"type"`
 	Remote string  `json:"remote"`
 	RTT    float64 `json:"rtt_ms"`
@@ -83,6 +106,41 @@ type PathStatus struct {
 	Since time.Time `json:"since,omitzero"`
 	// Reason says why there is no path.
 	Reason string `json:"reason,omitempty"`
+}
+
+// PathDetail is one way to a peer.
+type PathDetail struct {
+	// Kind is direct, turn, peer-relay or hub-relay.
+	Kind string `json:"kind"`
+	// Uplink is the interface it leaves by; empty where none is meant.
+	Uplink string `json:"uplink,omitempty"`
+	Remote string `json:"remote"`
+	// State is new, probing, valid, suspect or dead.
+	State string  `json:"state"`
+	RTT   float64 `json:"rtt_ms"`
+	// Loss is the share of probes that got no answer, 0 to 1.
+	Loss float64 `json:"loss"`
+	// MTU is the largest datagram that is known to pass, in bytes of UDP payload; 0
+	// means unknown.
+	MTU int `json:"mtu,omitempty"`
+	// Lanes are those that use it now: critical, telemetry, bulk.
+	Lanes     []string  `json:"lanes,omitempty"`
+	TxPackets uint64    `json:"tx_packets"`
+	TxBytes   uint64    `json:"tx_bytes"`
+	RxPackets uint64    `json:"rx_packets"`
+	RxBytes   uint64    `json:"rx_bytes"`
+	Since     time.Time `json:"since,omitzero"`
+	// Reason says why it is not used.
+	Reason string `json:"reason,omitempty"`
+}
+
+// KeyStatus is about the keys shared with a peer.
+type KeyStatus struct {
+	// Since is when they came into use; zero without any.
+	Since time.Time `json:"since,omitzero"`
+	// Rekeys counts the in-band rekeys with the peer, Handshakes the full ones.
+	Rekeys     uint64 `json:"rekeys"`
+	Handshakes uint64 `json:"handshakes"`
 }
 
 // Counters count inner packets and bytes of all lanes, and drops by reason.
