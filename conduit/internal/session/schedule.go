@@ -3,15 +3,10 @@
 package session
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
-	"fmt"
-
-	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
@@ -36,22 +31,6 @@ type Secrets struct {
 
 // Erase overwrites the keys. Go cannot promise that no copy is left elsewhere.
 func (s *Secrets) Erase() { *s = Secrets{Suite: s.Suite} }
-
-// NewAEAD returns the AEAD of a suite.
-func NewAEAD(suite wire.Suite, key []byte) (cipher.AEAD, error) {
-	switch suite {
-	case wire.SuiteChaCha:
-		return chacha20poly1305.New(key)
-	case wire.SuiteAES:
-		b, err := aes.NewCipher(key)
-		if err != nil {
-			return nil, err
-		}
-		return cipher.NewGCM(b)
-	default:
-		return nil, fmt.Errorf("cipher suite %d is not supported", suite)
-	}
-}
 
 // schedule is the key schedule of BX1, in the shape of TLS 1.3's (RFC 8446,
 // section 7.1): PSK first, then the concatenated shared secrets with ML-KEM in
@@ -142,32 +121,6 @@ func (s *schedule) erase() {
 	for _, k := range [][]byte{s.hs, s.hsA, s.hsB, s.finA, s.finB} {
 		clear(k)
 	}
-}
-
-// sealOnce seals with a key that is used for this one message (nonce 0) or for a
-// sequence of numbered messages (nonce seq).
-func sealOnce(suite wire.Suite, key []byte, seq uint64, plain, aad []byte) ([]byte, error) {
-	a, err := NewAEAD(suite, key)
-	if err != nil {
-		return nil, err
-	}
-	return a.Seal(nil, seqNonce(seq), plain, aad), nil
-}
-
-func openOnce(suite wire.Suite, key []byte, seq uint64, sealed, aad []byte) ([]byte, error) {
-	a, err := NewAEAD(suite, key)
-	if err != nil {
-		return nil, err
-	}
-	return a.Open(nil, seqNonce(seq), sealed, aad)
-}
-
-func seqNonce(seq uint64) []byte {
-	n := make([]byte, 12)
-	for i := range 8 {
-		n[11-i] = byte(seq >> (8 * i))
-	}
-	return n
 }
 
 func mac(key []byte, h [32]byte) (out [wire.MACLen]byte) {
