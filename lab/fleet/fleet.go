@@ -45,13 +45,14 @@ type Hub struct {
 	Data string // its state
 	URL  string // what nodes join
 
-	bin string
+	bin   string
+	flags []string
 }
 
-// StartHub starts a hub on a public host, with its state in the folder data,
-// and waits until it is ready.
-func StartHub(ctx context.Context, h *netns.Host, bin build.Binaries, data string) (*Hub, error) {
-	hub := &Hub{Host: h, Data: data, bin: bin.Dispatch}
+// StartHub starts a hub on a public host, with its state in the folder data and
+// more flags of `serve`, and waits until it is ready.
+func StartHub(ctx context.Context, h *netns.Host, bin build.Binaries, data string, flags ...string) (*Hub, error) {
+	hub := &Hub{Host: h, Data: data, bin: bin.Dispatch, flags: flags}
 	if err := hub.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -61,13 +62,16 @@ func StartHub(ctx context.Context, h *netns.Host, bin build.Binaries, data strin
 // Start starts the hub's process and waits until it is ready.
 func (h *Hub) Start(ctx context.Context) error {
 	addr := h.Host.Addr4().String()
-	var err error
-	h.Proc, err = h.Host.Command(context.WithoutCancel(ctx), netns.ProcConfig{}, h.bin, "serve",
+	args := append([]string{
+		"serve",
 		"--data", h.Data,
 		"--listen", net.JoinHostPort(addr, fmt.Sprint(NodePort)),
 		"--admin-listen", net.JoinHostPort("127.0.0.1", fmt.Sprint(AdminPort)),
 		"--stun-listen", net.JoinHostPort(addr, fmt.Sprint(STUNPort)),
-		"--public-url", fmt.Sprintf("https://%s", net.JoinHostPort(addr, fmt.Sprint(NodePort))))
+		"--public-url", fmt.Sprintf("https://%s", net.JoinHostPort(addr, fmt.Sprint(NodePort))),
+	}, h.flags...)
+	var err error
+	h.Proc, err = h.Host.Command(context.WithoutCancel(ctx), netns.ProcConfig{}, h.bin, args...)
 	if err != nil {
 		return fmt.Errorf("start hub: %w", err)
 	}
@@ -130,13 +134,21 @@ func (n *Node) Join(ctx context.Context, token, url string, flags ...string) (ne
 	return n.Cmd(ctx, "join", args...)
 }
 
-// Start starts the node's daemon and waits until it answers `status`.
-func (n *Node) Start(ctx context.Context, flags ...string) error {
+// Spawn starts the node's daemon and does not wait for it.
+func (n *Node) Spawn(ctx context.Context, flags ...string) error {
 	var err error
 	args := append([]string{"run", "--home", n.Home, "--log-format", "json"}, flags...)
 	n.Proc, err = n.Host.Command(context.WithoutCancel(ctx), netns.ProcConfig{Name: "run"}, n.bin, args...)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// Start starts the node's daemon and waits until it answers `status`.
+func (n *Node) Start(ctx context.Context, flags ...string) error {
+	if err := n.Spawn(ctx, flags...); err != nil {
+		return err
 	}
 	if _, err := n.WaitStatus(ctx, "an answer", func(Status) bool { return true }); err != nil {
 		return fmt.Errorf("start %s: %w", n.Name, err)

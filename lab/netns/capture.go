@@ -59,12 +59,18 @@ type Capture struct {
 
 // Capture starts to record what the interface sends and receives, until Stop
 // or the end of the lab.
-func (i *Iface) Capture() (*Capture, error) {
+func (i *Iface) Capture() (*Capture, error) { return i.capture(false) }
+
+// CaptureIncoming is Capture of what the interface receives only, for hosts that
+// send more than can be recorded.
+func (i *Iface) CaptureIncoming() (*Capture, error) { return i.capture(true) }
+
+func (i *Iface) capture(incoming bool) (*Capture, error) {
 	c := &Capture{
 		iface: i, done: make(chan struct{}),
 		path: filepath.Join(i.Host.lab.logs, fmt.Sprintf("%s-%s-%d.pcap", i.Host.name, i.Name, time.Now().UnixNano())),
 	}
-	if err := i.Host.Do(func() (err error) { c.fd, err = openPacketSocket(i.Name); return err }); err != nil {
+	if err := i.Host.Do(func() (err error) { c.fd, err = openPacketSocket(i.Name, incoming); return err }); err != nil {
 		return nil, fmt.Errorf("capture on %s: %w", i, err)
 	}
 	f, err := os.Create(c.path)
@@ -89,7 +95,7 @@ func (i *Iface) Capture() (*Capture, error) {
 
 // openPacketSocket opens a raw socket on an interface of the thread's
 // namespace, deaf until it is bound.
-func openPacketSocket(name string) (int, error) {
+func openPacketSocket(name string, incoming bool) (int, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open packet socket: %w", err)
@@ -99,6 +105,9 @@ func openPacketSocket(name string) (int, error) {
 	ifi, err := net.InterfaceByName(name)
 	if err == nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1)
+	}
+	if err == nil && incoming {
+		err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
 	}
 	if err == nil {
 		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifi.Index})

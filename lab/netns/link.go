@@ -49,6 +49,7 @@ type Iface struct {
 	metric   int
 	box      *delaybox.Box // nil: a plain veth pair
 	tap      *os.File      // the host's end of box
+	moves    int           // how often it got other addresses
 	detached bool          // blackholed
 	pulled   bool          // box only: unplugged
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 )
@@ -234,12 +233,7 @@ func (r *run) sum(sent int) Latency {
 		gap = 0
 		answered = append(answered, d)
 	}
-	if len(answered) == 0 {
-		return l
-	}
-	slices.Sort(answered)
-	at := func(p float64) time.Duration { return answered[min(int(p*float64(len(answered))), len(answered)-1)] }
-	l.P50, l.P99, l.Max = at(0.50), at(0.99), answered[len(answered)-1]
+	l.P50, l.P99, l.Max = percentiles(answered)
 	return l
 }
 
