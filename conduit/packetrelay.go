@@ -14,10 +14,11 @@ import (
 // methods are safe for concurrent use.
 type PacketRelay interface {
 	// RelayPackets opens the hub's relay stream and serves it until ctx ends or the
-	// link is lost, then returns why. in is called for each packet that comes, which
-	// it may keep, and gone for each peer to whom a packet could not be sent; both
-	// one at a time and from one goroutine, and not any more after the return. One
-	// call runs at a time.
+	// link is lost, then returns why; where there is no link to the hub it waits for
+	// one. in is called for each packet that comes, which it may keep, and before
+	// that once with the zero PeerID and no packet, when the stream stands. gone is
+	// called for each peer to whom a packet could not be sent. Both are called one at
+	// a time and not any more after the return. One call runs at a time.
 	RelayPackets(ctx context.Context, in func(from identity.PeerID, packet []byte), gone func(identity.PeerID)) error
 	// SendPacket queues a packet (Critical first, at most 32 packets, oldest of the
 	// lowest lane dropped) and never blocks; false where no stream is open. lane is 0

@@ -14,10 +14,12 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/relay/lanequeue"
 )
 
 // QueueLen is how many signalling messages wait for the connection; more are
@@ -83,9 +85,15 @@ type Connector struct {
 	queue   chan outgoing // of the connection whose signalling is ready, else nil
 	redial  func(error)   // ends the connection there is, else nil
 	session *session      // of the connection there is, else nil
+	// sessionChanged is closed when session changes.
+	sessionChanged chan struct{}
 	// interests are the peers that were resolved, the newest last.
 	interests  []identity.PeerID
 	generation uint64 // the newest activation of a policy that was fetched
+
+	relaying     atomic.Bool
+	relay        atomic.Pointer[relayStream] // of the stream that stands, else nil
+	relayDropped [lanequeue.Lanes]atomic.Uint64
 }
 
 var _ conduit.HubConnector = (*Connector)(nil)
@@ -108,7 +116,7 @@ func New(cfg Config) (*Connector, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Connector{cfg: cfg, url: u, timing: defaultTiming, log: log}, nil
+	return &Connector{cfg: cfg, url: u, timing: defaultTiming, log: log, sessionChanged: make(chan struct{})}, nil
 }
 
 // Signal implements conduit.HubConnector. It returns an error that Is ErrDown,
@@ -151,6 +159,8 @@ func (c *Connector) setSession(s *session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.session = s
+	close(c.sessionChanged)
+	c.sessionChanged = make(chan struct{})
 }
 
 func (c *Connector) setQueue(q chan outgoing) {
@@ -276,7 +286,7 @@ func (c *Connector) transport(cert *tls.Certificate, meshID string) *http.Transp
 	p.SetHTTP2(true)
 	return &http.Transport{
 		Proxy:               c.cfg.Proxy,
-		DialContext:         dial,
+		DialContext:         dialShort(dial),
 		TLSClientConfig:     c.tlsConfig(cert, meshID),
 		TLSHandshakeTimeout: 10 * time.Second,
 		Protocols:           &p,

@@ -43,6 +43,7 @@ type session struct {
 	c    *Connector
 	st   *state
 	self identity.PeerID
+	ctx  context.Context // ends with the connection
 	fail context.CancelCauseFunc
 
 	topology  dispatchv1connect.TopologyServiceClient
@@ -51,6 +52,7 @@ type session struct {
 	metrics   dispatchv1connect.MetricsServiceClient
 
 	provisioning dispatchv1connect.ProvisioningServiceClient
+	relays       dispatchv1connect.RelayServiceClient
 
 	watchdog *time.Timer
 	policyCh chan policyWant // capacity 1, the newest wins
@@ -85,13 +87,14 @@ func (c *Connector) connect(ctx context.Context, st *state) (up time.Duration, e
 		connect.WithAcceptCompression("gzip", nil, nil),
 	)
 	s := &session{
-		c: c, st: st, self: own.ID, fail: fail, policyCh: make(chan policyWant, 1),
+		c: c, st: st, self: own.ID, ctx: ctx, fail: fail, policyCh: make(chan policyWant, 1),
 		topology:  dispatchv1connect.NewTopologyServiceClient(client, c.url.String(), opts),
 		signaling: dispatchv1connect.NewSignalingServiceClient(client, c.url.String(), opts),
 		policies:  dispatchv1connect.NewPolicyServiceClient(client, c.url.String(), opts),
 		metrics:   dispatchv1connect.NewMetricsServiceClient(client, c.url.String(), opts),
 
 		provisioning: dispatchv1connect.NewProvisioningServiceClient(client, c.url.String(), opts),
+		relays:       dispatchv1connect.NewRelayServiceClient(client, c.url.String(), opts),
 	}
 	c.setSession(s)
 	defer c.setSession(nil)

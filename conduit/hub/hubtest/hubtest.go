@@ -36,6 +36,7 @@ type Hub struct {
 	dispatchv1connect.UnimplementedTopologyServiceHandler
 	dispatchv1connect.UnimplementedPolicyServiceHandler
 	dispatchv1connect.UnimplementedMetricsServiceHandler
+	dispatchv1connect.UnimplementedRelayServiceHandler
 
 	tb     testing.TB
 	server tls.Certificate
@@ -68,6 +69,9 @@ type Hub struct {
 	redeemed   int
 	denials    []*dispatchv1.Denial
 	silent     bool
+	relays     map[identity.PeerID]*relayStream
+	relayed    []int
+	turn       *dispatchv1.GetTurnCredentialsResponse
 }
 
 type token struct {
@@ -90,6 +94,7 @@ func New(tb testing.TB) *Hub {
 		wake:    make(chan struct{}),
 		streams: make(map[string]chan *dispatchv1.ExchangeCandidatesResponse),
 		tokens:  make(map[string]*token),
+		relays:  make(map[identity.PeerID]*relayStream),
 	}
 	h.start("127.0.0.1:0")
 	tb.Cleanup(h.Stop)
@@ -110,6 +115,7 @@ func (h *Hub) start(addr string) {
 	mux.Handle(dispatchv1connect.NewSignalingServiceHandler(h, opt))
 	mux.Handle(dispatchv1connect.NewPolicyServiceHandler(h, opt))
 	mux.Handle(dispatchv1connect.NewMetricsServiceHandler(h, opt))
+	mux.Handle(dispatchv1connect.NewRelayServiceHandler(h, opt))
 	srv := &http.Server{
 		Handler: peerHeader(mux), ReadHeaderTimeout: 5 * time.Second, ErrorLog: log.New(io.Discard, "", 0),
 		TLSConfig: &tls.Config{
