@@ -4,13 +4,12 @@ package transport
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,8 +24,6 @@ const (
 	// A run may have 64 segments before Linux 6.9, and must fit one IPv4 datagram.
 	maxSegments = 64
 	maxRun      = 65507
-	// maxSendWait is how long a full socket buffer may make no room.
-	maxSendWait = 100 * time.Millisecond
 	// So many runs refused as invalid, without one taken in between, are not the
 	// fault of single paths any more.
 	maxInvalid = 16
@@ -47,10 +44,12 @@ type linuxBind struct {
 	conn *net.UDPConn
 	raw  syscall.RawConn
 	addr netip.AddrPort
+	dev  string // bound to; empty: none
 	v6   bool
 	gro  bool
 
-	gso atomic.Bool
+	gso  atomic.Bool
+	wait atomic.Int64 // how long a full buffer may make no room, in ns
 
 	recv recvState // owned by the receiving goroutine
 
@@ -69,23 +68,6 @@ type recvState struct {
 	fn    func(fd uintptr) bool
 }
 
-type sendState struct {
-	msgs  [sendBatch]mmsghdr
-	iovs  [sendBatch]unix.Iovec
-	names [sendBatch]unix.RawSockaddrInet6
-	ctl   [sendBatch][ctlLen]byte
-	// first and count say which messages of the call a header carries.
-	first [sendBatch]int
-	count [sendBatch]int
-	used  int
-	done  int
-	errno syscall.Errno
-	wait  bool // fn may park until the socket is writable
-	// invalid counts refused runs since the last one that was taken.
-	invalid int
-	fn      func(fd uintptr) bool
-}
-
 func (cfg *Config) control(network, _ string, c syscall.RawConn) error {
 	var err error
 	e := c.Control(func(fd uintptr) {
@@ -97,9 +79,16 @@ func (cfg *Config) control(network, _ string, c syscall.RawConn) error {
 		}
 		if cfg.Interface != "" {
 			if err = unix.BindToDevice(s, cfg.Interface); err != nil {
+				err = fmt.Errorf("bind to device %s: %w", cfg.Interface, err)
 				return
 			}
 		}
+		if cfg.Beside != nil {
+			if err = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+				return
+			}
+		}
+		setMTU(s, network == "udp6")
 		for _, o := range []struct{ force, plain, size int }{
 			{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, cfg.RecvBuffer},
 			{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, cfg.SendBuffer},
@@ -118,7 +107,8 @@ func newBind(conn *net.UDPConn, cfg Config) (Bind, error) {
 		_ = conn.Close()
 		return nil, err
 	}
-	b := &linuxBind{conn: conn, raw: raw, addr: localAddr(conn), v6: cfg.Network == "udp6"}
+	b := &linuxBind{conn: conn, raw: raw, addr: localAddr(conn), dev: cfg.Interface, v6: cfg.Network == "udp6"}
+	b.SetSendWait(cfg.SendWait)
 	_ = raw.Control(func(fd uintptr) {
 		if !cfg.NoGRO {
 			b.gro = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
@@ -130,8 +120,43 @@ func newBind(conn *net.UDPConn, cfg Config) (Bind, error) {
 	})
 	b.recv.fn = b.recvmmsg
 	b.send.fn = b.sendmmsg
+	b.send.oneFn = b.sendOne
 	return b, nil
 }
+
+// setMTU sets DF on what leaves and keeps the kernel from believing ICMP about the
+// size of paths: a datagram that is too large is lost on the way, or refused with
+// EMSGSIZE if the interface itself is the narrow place, and never fragmented. So
+// a probe that arrives proves its size (RFC 8899).
+func setMTU(fd int, v6 bool) {
+	if !v6 {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
+		return
+	}
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1)
+	// Lasting addresses rather than temporary ones, whose end moves the path.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_ADDR_PREFERENCES, preferPublic)
+}
+
+// preferPublic is IPV6_PREFER_SRC_PUBLIC (RFC 5014).
+const preferPublic = 0x0002
+
+// reuse lets other sockets take the same port, or not.
+func (b *linuxBind) reuse(on bool) error {
+	v := 0
+	if on {
+		v = 1
+	}
+	var err error
+	e := b.raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, v)
+	})
+	return errors.Join(e, err)
+}
+
+// Interface returns the device that the port is bound to; empty means none.
+func (b *linuxBind) Interface() string { return b.dev }
 
 func (b *linuxBind) LocalAddr() netip.AddrPort { return b.addr }
 func (b *linuxBind) Sockets() int              { return 1 }
@@ -208,191 +233,6 @@ func segmentSize(h *unix.Msghdr, ctl []byte) int {
 		off += unix.CmsgSpace(l - unix.CmsgLen(0))
 	}
 	return 0
-}
-
-// Send implements Bind.
-func (b *linuxBind) Send(_ int, msgs []Message) (sent int, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for off := 0; off < len(msgs); {
-		n := b.plan(msgs[off:])
-		k, e := b.flush(msgs[off : off+n])
-		sent += k
-		if e != nil {
-			if errors.Is(e, net.ErrClosed) {
-				return sent, e
-			}
-			err = e
-		}
-		off += n
-	}
-	return sent, err
-}
-
-// plan fills headers for as many messages as one system call takes and returns
-// how many that is. Equal-sized neighbours to one address share a header.
-func (b *linuxBind) plan(msgs []Message) (n int) {
-	s := &b.send
-	s.used, s.done = 0, 0
-	gso := b.gso.Load()
-	iov := 0
-	for n < len(msgs) && iov < sendBatch {
-		first, size := n, len(msgs[n].Buf)
-		total := 0
-		for {
-			s.iovs[iov].Base = unsafe.SliceData(msgs[n].Buf)
-			s.iovs[iov].SetLen(len(msgs[n].Buf))
-			total += len(msgs[n].Buf)
-			last := len(msgs[n].Buf) < size
-			iov++
-			n++
-			if !gso || last || n == len(msgs) || iov == sendBatch || n-first == maxSegments ||
-				msgs[n].Addr != msgs[first].Addr || len(msgs[n].Buf) > size || len(msgs[n].Buf) == 0 || total+len(msgs[n].Buf) > maxRun {
-				break
-			}
-		}
-		i := s.used
-		s.first[i], s.count[i] = first, n-first
-		h := &s.msgs[i].hdr
-		h.Iov = &s.iovs[iov-(n-first)]
-		h.SetIovlen(n - first)
-		h.Name = (*byte)(unsafe.Pointer(&s.names[i]))
-		h.Namelen = b.sockaddr(&s.names[i], msgs[first].Addr)
-		h.Control = nil
-		h.SetControllen(0)
-		if n-first > 1 { // some drivers break on the option with a single segment
-			c := (*unix.Cmsghdr)(unsafe.Pointer(&s.ctl[i][0]))
-			c.Level, c.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
-			c.SetLen(unix.CmsgLen(2))
-			*(*uint16)(unsafe.Pointer(&s.ctl[i][unix.CmsgLen(0)])) = uint16(size)
-			h.Control = &s.ctl[i][0]
-			h.SetControllen(unix.CmsgSpace(2))
-		}
-		s.used++
-	}
-	return n
-}
-
-// flush sends what plan prepared.
-func (b *linuxBind) flush(msgs []Message) (sent int, err error) {
-	s := &b.send
-	for s.done < s.used {
-		before := s.done
-		e := b.raw.Write(s.fn)
-		if e == nil && s.errno == unix.EAGAIN && s.done == before {
-			// The buffer is full. An uplink that moves at all makes room soon; one that
-			// is stuck must not hold up the other sockets for ever.
-			_ = b.conn.SetWriteDeadline(time.Now().Add(maxSendWait))
-			s.wait = true
-			e = b.raw.Write(s.fn)
-			s.wait = false
-			_ = b.conn.SetWriteDeadline(time.Time{})
-			if errors.Is(e, os.ErrDeadlineExceeded) {
-				return sent, e
-			}
-		}
-		if e != nil {
-			return sent, e
-		}
-		for i := before; i < s.done; i++ {
-			sent += s.count[i]
-			if s.count[i] > 1 {
-				s.invalid = 0
-			}
-		}
-		if s.errno == 0 || s.errno == unix.EAGAIN {
-			continue
-		}
-		// The header at s.done was refused.
-		i := s.done
-		s.done++
-		if s.count[i] > 1 && b.runRefused(s.errno) {
-			k, e := b.singly(msgs[s.first[i] : s.first[i]+s.count[i]])
-			sent += k
-			if e != nil {
-				err = e
-			}
-			continue
-		}
-		err = s.errno
-	}
-	return sent, err
-}
-
-// runRefused reports whether a run that got errno has to be sent singly, and gives
-// up on runs where the socket's way cannot take any.
-func (b *linuxBind) runRefused(errno syscall.Errno) bool {
-	switch errno {
-	case unix.EIO: // no checksum offload, or a transform on the route
-		b.gso.Store(false)
-	case unix.EMSGSIZE: // one segment is over this path's MTU; singly it is fragmented
-	case unix.EINVAL: // the same on older kernels, among much else
-		b.send.invalid++
-		if b.send.invalid >= maxInvalid {
-			b.gso.Store(false)
-		}
-	default:
-		return false
-	}
-	return true
-}
-
-// singly resends the messages of a refused run one by one.
-func (b *linuxBind) singly(msgs []Message) (sent int, err error) {
-	_ = b.conn.SetWriteDeadline(time.Now().Add(maxSendWait))
-	defer func() { _ = b.conn.SetWriteDeadline(time.Time{}) }()
-	for i := range msgs {
-		if _, e := b.conn.WriteToUDPAddrPort(msgs[i].Buf, msgs[i].Addr); e != nil {
-			err = e
-			continue
-		}
-		sent++
-	}
-	return sent, err
-}
-
-func (b *linuxBind) sendmmsg(fd uintptr) bool {
-	s := &b.send
-	s.errno = 0
-	for s.done < s.used {
-		n, _, e := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[s.done])), uintptr(s.used-s.done), unix.MSG_DONTWAIT, 0, 0)
-		switch e {
-		case 0:
-			s.done += int(n)
-		case unix.EINTR, unix.ECONNREFUSED: // the latter is about an earlier send
-		case unix.EAGAIN:
-			s.errno = e
-			return !s.wait
-		default:
-			s.errno = e
-			return true
-		}
-	}
-	return true
-}
-
-// sockaddr writes a into sa in the socket's family and returns its length; 0,
-// which the kernel refuses, where the family does not fit.
-func (b *linuxBind) sockaddr(sa *unix.RawSockaddrInet6, a netip.AddrPort) uint32 {
-	port := a.Port()<<8 | a.Port()>>8
-	if !b.v6 {
-		if !a.Addr().Is4() {
-			return 0
-		}
-		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
-		*v4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: a.Addr().As4()}
-		return unix.SizeofSockaddrInet4
-	}
-	if !a.Addr().Is6() {
-		return 0
-	}
-	*sa = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: a.Addr().As16()}
-	if z := a.Addr().Zone(); z != "" {
-		if ifi, err := net.InterfaceByName(z); err == nil {
-			sa.Scope_id = uint32(ifi.Index)
-		}
-	}
-	return unix.SizeofSockaddrInet6
 }
 
 func addrPort(sa *unix.RawSockaddrInet6) netip.AddrPort {

@@ -14,3 +14,5 @@ func closeOnce(err error) error {
 	}
 	return err
 }
+
+func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }

@@ -19,13 +19,15 @@ const (
 	MaxInner = 2048 - Headroom - Tailroom
 )
 
-// Buf is a pooled buffer with one packet in it. It has one owner at a time, who
-// passes it on or calls Release.
+// Buf is a pooled buffer with one packet in it. Whoever holds it passes it on or
+// calls Release; Retain makes one more holder. Only a sole holder may write to it.
 type Buf struct {
 	// N is the length of the inner packet, which starts at Headroom.
 	N int
 	// Lane is where the packet waits; the classify stage sets it.
 	Lane Lane
+	// Type is the type it is sealed with on the wire; 0 means plain data.
+	Type uint8
 	// FlowHash tells the flows apart that must keep their order; 0 where none was
 	// computed.
 	FlowHash uint32
@@ -35,8 +37,8 @@ type Buf struct {
 	// Dest is whatever the route stage resolved; only the seal stage reads it.
 	Dest any
 
-	owned atomic.Bool
-	data  [Headroom + MaxInner + Tailroom]byte
+	refs atomic.Int32
+	data [Headroom + MaxInner + Tailroom]byte
 }
 
 var pool = sync.Pool{New: func() any { return new(Buf) }}
@@ -44,17 +46,23 @@ var pool = sync.Pool{New: func() any { return new(Buf) }}
 // Get takes a buffer from the pool.
 func Get() *Buf {
 	b := pool.Get().(*Buf)
-	b.owned.Store(true)
+	b.refs.Store(1)
 	return b
 }
 
-// Release returns b to the pool. Releasing twice panics: it is a bug in the
-// caller and would hand one packet to two peers.
+// Retain adds a holder, who must call Release too.
+func (b *Buf) Retain() { b.refs.Add(1) }
+
+// Release gives up one hold; the last returns b to the pool. Releasing too often
+// panics: it is a bug in the caller and would hand one packet to two peers.
 func (b *Buf) Release() {
-	if !b.owned.CompareAndSwap(true, false) {
+	switch n := b.refs.Add(-1); {
+	case n > 0:
+		return
+	case n < 0:
 		panic("packet: Buf released twice")
 	}
-	b.N, b.Lane, b.FlowHash, b.Enqueued, b.Dest = 0, 0, 0, 0, nil
+	b.N, b.Lane, b.Type, b.FlowHash, b.Enqueued, b.Dest = 0, 0, 0, 0, 0, nil
 	pool.Put(b)
 }
 

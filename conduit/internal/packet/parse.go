@@ -42,6 +42,8 @@ type Info struct {
 	// Len is the length of the whole packet, Payload that behind the transport
 	// header; 0 where there is none.
 	Len, Payload int
+	// Transport is where the transport header begins; 0 in a later fragment.
+	Transport int
 }
 
 // maxExtensions bounds the IPv6 extension headers that Parse walks.
@@ -81,6 +83,7 @@ func parse4(b []byte, info *Info) bool {
 		}
 		info.Fragment = FirstFragment
 	}
+	info.Transport = ihl
 	return transport(b[ihl:], info)
 }
 
@@ -124,6 +127,7 @@ func parse6(b []byte, info *Info) bool {
 			}
 		default:
 			info.Proto = next
+			info.Transport = len(b) - len(rest)
 			return transport(rest, info)
 		}
 	}

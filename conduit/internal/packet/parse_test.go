@@ -58,17 +58,17 @@ func TestParse(t *testing.T) {
 		b    []byte
 		want Info
 	}{
-		"udp4":             {ip4(17, 0, udp(5006, 7400, 10)), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, SrcPort: 5006, DstPort: 7400, Payload: 10}},
-		"tcp4":             {ip4(6, 0x4000, tcp(1, 22, 0x18, 5)), Info{Src: a4, Dst: b4, Proto: 6, TOS: 0xb8, SrcPort: 1, DstPort: 22, TCPFlags: 0x18, Payload: 5}},
-		"icmp":             {ip4(1, 0, []byte{8, 0, 0, 0}), Info{Src: a4, Dst: b4, Proto: 1, TOS: 0xb8, ICMPType: 8}},
-		"unknown protocol": {ip4(47, 0, nil), Info{Src: a4, Dst: b4, Proto: 47, TOS: 0xb8}},
-		"first fragment":   {ip4(17, 0x2000, udp(1, 2, 16)), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 16, Fragment: FirstFragment, FragmentID: 0x1234}},
+		"udp4":             {ip4(17, 0, udp(5006, 7400, 10)), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, SrcPort: 5006, DstPort: 7400, Payload: 10, Transport: 20}},
+		"tcp4":             {ip4(6, 0x4000, tcp(1, 22, 0x18, 5)), Info{Src: a4, Dst: b4, Proto: 6, TOS: 0xb8, SrcPort: 1, DstPort: 22, TCPFlags: 0x18, Payload: 5, Transport: 20}},
+		"icmp":             {ip4(1, 0, []byte{8, 0, 0, 0}), Info{Src: a4, Dst: b4, Proto: 1, TOS: 0xb8, ICMPType: 8, Transport: 20}},
+		"unknown protocol": {ip4(47, 0, nil), Info{Src: a4, Dst: b4, Proto: 47, TOS: 0xb8, Transport: 20}},
+		"first fragment":   {ip4(17, 0x2000, udp(1, 2, 16)), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 16, Fragment: FirstFragment, FragmentID: 0x1234, Transport: 20}},
 		"later fragment":   {ip4(17, 0x2003, []byte{1, 2}), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, Fragment: LaterFragment, FragmentID: 0x1234}},
-		"udp6":             {ip6(17, udp(1, 2, 3)), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3}},
-		"extension":        {ip6(0, ext), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3}},
-		"atomic fragment":  {ip6(44, frag(0, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3}},
-		"reserved bits":    {ip6(44, frag(6, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3}},
-		"first fragment 6": {ip6(44, frag(1, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Fragment: FirstFragment, FragmentID: 0x1234}},
+		"udp6":             {ip6(17, udp(1, 2, 3)), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Transport: 40}},
+		"extension":        {ip6(0, ext), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Transport: 48}},
+		"atomic fragment":  {ip6(44, frag(0, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Transport: 48}},
+		"reserved bits":    {ip6(44, frag(6, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Transport: 48}},
+		"first fragment 6": {ip6(44, frag(1, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Fragment: FirstFragment, FragmentID: 0x1234, Transport: 48}},
 		"later fragment 6": {ip6(44, frag(8, []byte{9})), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, Fragment: LaterFragment, FragmentID: 0x1234}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -48,6 +48,8 @@ type Uplink struct {
 	mu     sync.Mutex // guards the rest
 	closed bool
 	lanes  [packet.NumLanes]ring
+	// held counts the holds on each lane.
+	held [packet.NumLanes]int
 }
 
 // ring is a bounded queue. Critical and Telemetry evict the oldest, since only
@@ -107,10 +109,7 @@ func (u *Uplink) Enqueue(bufs []*packet.Buf) {
 		r.enqueued++
 	}
 	u.mu.Unlock()
-	select {
-	case u.wake <- struct{}{}:
-	default:
-	}
+	u.signal()
 	for _, b := range dropped {
 		if u.cfg.OnDrop != nil {
 			u.cfg.OnDrop(b)
@@ -141,7 +140,7 @@ func (u *Uplink) left(b *packet.Buf) {
 func (u *Uplink) Dequeue(dst []*packet.Buf) int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for l := range u.lanes {
+	for l := range u.openLocked() {
 		r := &u.lanes[l]
 		if r.n == 0 {
 			continue
@@ -156,12 +155,48 @@ func (u *Uplink) Dequeue(dst []*packet.Buf) int {
 	return 0
 }
 
-// Wait returns true when a packet waits, and false after Close or when done is
-// closed.
+// Hold keeps lane l and those below it from Dequeue until as many Unholds:
+// somewhere behind them is no room. Critical must not be held.
+func (u *Uplink) Hold(l packet.Lane) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.held[l]++
+}
+
+// Unhold takes back one Hold.
+func (u *Uplink) Unhold(l packet.Lane) {
+	u.mu.Lock()
+	u.held[l]--
+	u.mu.Unlock()
+	u.signal()
+}
+
+// openLocked returns how many lanes may be taken from.
+func (u *Uplink) openLocked() int {
+	for l, n := range u.held {
+		if n > 0 {
+			return l
+		}
+	}
+	return packet.NumLanes
+}
+
+func (u *Uplink) signal() {
+	select {
+	case u.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Wait returns true when a packet waits in a lane that is not held, and false
+// after Close or when done is closed.
 func (u *Uplink) Wait(done <-chan struct{}) bool {
 	for {
 		u.mu.Lock()
-		closed, some := u.closed, u.lanes[0].n+u.lanes[1].n+u.lanes[2].n > 0
+		closed, some := u.closed, false
+		for l := range u.openLocked() {
+			some = some || u.lanes[l].n > 0
+		}
 		u.mu.Unlock()
 		switch {
 		case closed:
