@@ -120,11 +120,11 @@ func (s *sess) closeAgent() {
 
 // candidate sends one of our candidates to the peer.
 func (s *sess) candidate(line string) {
-	var lines []string
-	if line != "" {
-		lines = []string{line}
+	lines, flags := []string{line}, wire.CandidateFlags(0)
+	if line == "" {
+		lines, flags = nil, wire.CandidatesDone
 	}
-	body, err := s.est.SealCandidates(lines, line == "")
+	body, err := s.est.SealCandidates(lines, flags)
 	if err == nil {
 		err = s.p.e.cfg.Signal(s.p.info.ID, body)
 	}

@@ -325,7 +325,7 @@ func TestCandidatesOfTwoSessions(t *testing.T) {
 		p.agreed()
 	}
 	for i, from := range p.lo.est {
-		b, err := from.SealCandidates([]string{"x"}, false)
+		b, err := from.SealCandidates([]string{"x"}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,7 +49,7 @@ func states(t testing.TB) map[string]func() (p *pair, e *end, genuine []byte) {
 			p := newPair(t, nil)
 			p.lo.connect(p.now)
 			p.run()
-			b, err := p.lo.est[0].SealCandidates([]string{"x"}, true)
+			b, err := p.lo.est[0].SealCandidates([]string{"x"}, wire.CandidatesDone)
 			must(err)
 			return p, p.hi, b
 		},
@@ -184,7 +184,7 @@ func script(t testing.TB, ops []byte) {
 			from.m.Cancel()
 		case 15:
 			if n := len(from.est); n > 0 {
-				b, err := from.est[n-1].SealCandidates([]string{"c"}, op&16 != 0)
+				b, err := from.est[n-1].SealCandidates([]string{"c"}, wire.CandidateFlags(op>>4&3))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -113,7 +113,10 @@ type Output struct {
 type Candidates struct {
 	SID   wire.SID
 	Lines []string
-	Done  bool
+	// Done says that no more will come.
+	Done bool
+	// Fresh says that all candidates sent before for this session are void.
+	Fresh bool
 }
 
 // ErrNoAnswer is the failure of a Connect that the peer did not answer.
@@ -455,8 +458,8 @@ func (m *Machine) reject(b []byte, sid wire.SID, now time.Time) error {
 }
 
 // SealCandidates makes a body with our candidates for session e.
-func (e *Established) SealCandidates(lines []string, done bool) ([]byte, error) {
-	return e.signal.seal(e.SID, lines, done)
+func (e *Established) SealCandidates(lines []string, flags wire.CandidateFlags) ([]byte, error) {
+	return e.signal.seal(e.SID, lines, flags)
 }
 
 // Close releases the indexes of unfinished attempts.

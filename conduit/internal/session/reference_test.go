@@ -373,12 +373,12 @@ func (r *ref) candidates(t *testing.T, e *end, send, recv []byte) {
 	t.Helper()
 	m := wire.Candidates{SID: e.est[0].SID, Seq: 0x0102030405060708}
 	nonce := []byte{0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8}
-	body := wire.CandidatesBody{Lines: []string{"hello"}, Done: true}
+	body := wire.CandidatesBody{Lines: []string{"hello"}, Flags: wire.CandidatesDone | wire.CandidatesFresh}
 	m.Sealed = refAEAD(t, r.suite, send).Seal(nil, nonce, body.Append(nil), m.AppendClear(nil)[:26])
-	if err := e.step(m.Append(nil), time.Time{}); err != nil || len(e.cands) != 1 || e.cands[0].Lines[0] != "hello" || !e.cands[0].Done {
+	if err := e.step(m.Append(nil), time.Time{}); err != nil || len(e.cands) != 1 || e.cands[0].Lines[0] != "hello" || !e.cands[0].Done || !e.cands[0].Fresh {
 		t.Errorf("candidates by the page: %v, got %+v", err, e.cands)
 	}
-	b, err := e.est[0].SealCandidates([]string{"there"}, false)
+	b, err := e.est[0].SealCandidates([]string{"there"}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -469,7 +469,7 @@ func TestCandidates(t *testing.T) {
 		from, to := ends[0], ends[1]
 		var msgs [][]byte
 		for i := range 3 {
-			b, err := from.est[0].SealCandidates([]string{fmt.Sprintf("1 1 udp 1 192.0.2.%d 4000 typ host", i)}, i == 2)
+			b, err := from.est[0].SealCandidates([]string{fmt.Sprintf("1 1 udp 1 192.0.2.%d 4000 typ host", i)}, []wire.CandidateFlags{0, wire.CandidatesFresh, wire.CandidatesDone}[i])
 			if err != nil {
 				t.Fatal(err)
 			}

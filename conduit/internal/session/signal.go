@@ -21,10 +21,10 @@ func newSignal(suite wire.Suite, send, recv []byte) *signal {
 	return &signal{suite: suite, send: send, recv: recv}
 }
 
-func (s *signal) seal(sid wire.SID, lines []string, done bool) ([]byte, error) {
+func (s *signal) seal(sid wire.SID, lines []string, flags wire.CandidateFlags) ([]byte, error) {
 	m := wire.Candidates{SID: sid, Seq: s.seq}
 	s.seq++
-	body := wire.CandidatesBody{Lines: lines, Done: done}
+	body := wire.CandidatesBody{Lines: lines, Flags: flags}
 	var err error
 	if m.Sealed, err = sealOnce(s.suite, s.send, m.Seq, body.Append(nil), m.AppendClear(nil)); err != nil {
 		return nil, err
@@ -49,5 +49,8 @@ func (s *signal) open(b []byte, sid wire.SID) (*Candidates, error) {
 		return nil, err
 	}
 	s.next = m.Seq + 1
-	return &Candidates{SID: sid, Lines: body.Lines, Done: body.Done}, nil
+	return &Candidates{
+		SID: sid, Lines: body.Lines,
+		Done: body.Flags&wire.CandidatesDone != 0, Fresh: body.Flags&wire.CandidatesFresh != 0,
+	}, nil
 }

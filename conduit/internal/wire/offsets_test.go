@@ -37,14 +37,15 @@ func TestOffsets(t *testing.T) {
 		"confirm_body":    {0: lock, 40: "10", 41 + u: "20", 42 + u + p: "0000", -96: run(8, 64), -32: run(9, 32)},
 		"knock":           {0: "04", 1: "01", 2: sid, 18: run(0x0a, 32), 50: run(0x0b, 32), 82: run(0x0c, 64), -64: run(0x0c, 64)},
 		"candidates":      {0: "05", 1: "01", 2: sid, 18: "0000000000000003", 26: "6060"},
-		"candidates_body": {0: "01", 1: "01", 2: "002b", 4: "3120"},
+		"candidates_body": {0: "03", 1: "01", 2: "002b", 4: "3120"},
 		"reject":          {0: "06", 1: "01", 2: sid, 18: "02", 19: run(0x0d, 64), -64: run(0x0d, 64)},
-		"rekey1":          {0: "08", 18: "00000007", 22: run(0x0e, 32), 54: run(0x0f, 1184), -1184: run(0x0f, 1184)},
-		"rekey2":          {0: "09", 18: "00000008", 22: run(0x10, 32), 54: run(0x11, 1088), -1088: run(0x11, 1088)},
+		"rekey1":          {0: "08", 18: "00000007", 22: run(0x0e, 32), 54: run(0x0f, 1184), 1238: run(0x13, 32), -32: run(0x13, 32)},
+		"rekey2":          {0: "09", 18: "00000008", 22: run(0x10, 32), 54: run(0x11, 1088), 1142: run(0x14, 32), -32: run(0x14, 32)},
+		"relay":           {0: run(0x15, 32), 32: "8045", 36: "00000005"},
 		"rekey3":          {0: "0a", 18: run(0x12, 32), -32: run(0x12, 32)},
 		"fragment":        {0: "01020304", 4: "01", 5: "03", 6: "0000", 8: "7069"},
-		"probe":           {0: "01", 1: "00", 2: "0203", 4: "04050607", 8: "08090a0b0c0d0e0f"},
-		"probe_ack":       {2: "0002", 4: "00000003", 8: "0000000000000004", 16: "00000005", 20: "0578", 22: "0000", -2: "0000"},
+		"probe":           {0: "01", 1: "7f", 2: "0203", 4: "04050607", 8: "08090a0b0c0d0e0f"},
+		"probe_ack":       {0: "01", 1: "04", 2: "0002", 4: "00000003", 8: "0000000000000004", 16: "00000005", 20: "0578", 22: "0000", -2: "0000"},
 		"report": {
 			0: "0001", 2: "02", 3: "00", 4: "0007", 6: "0000", 8: "0000000000000002", 16: "0000000000000003", 24: "0000000000000004",
 			32: "0000000000000005", 40: "00000006", 44: "0000000c", 48: "fffffff8", 52: "00000009", 56: "0000000a", 60: "fffffff5",
@@ -75,7 +76,7 @@ func TestOffsets(t *testing.T) {
 		t.Errorf("docs/wire.md has no offsets of %s, or this test has not", name)
 	}
 	b := make([]byte, HeaderLen)
-	for h, want := range map[Header]string{{Type: TypeData}: "8044", {Type: TypeProbe}: "804c", {Type: TypeHandshake, Lane: packet.Bulk}: "807e"} {
+	for h, want := range map[Header]string{{Type: TypeData}: "8044", {Type: TypeProbe}: "804c", {Type: TypeHandshake, Lane: packet.Bulk}: "807e", {Type: TypeSignal}: "8068", {Type: TypeRelay}: "806c"} {
 		if h.Put(b); hex.EncodeToString(b[:2]) != want {
 			t.Errorf("type %d begins with %x, want %s", h.Type, b[:2], want)
 		}
@@ -94,6 +95,11 @@ func TestBounds(t *testing.T) {
 		m := Offer{Index: 1, Suite: 1, Sealed: make([]byte, TagLen+1)}
 		change(&m)
 		return &m
+	}
+	relayed := func(t Type) []byte {
+		b := make([]byte, HeaderLen+TagLen)
+		(&Header{Type: t, Index: 1}).Put(b)
+		return b
 	}
 	for name, c := range map[string]struct {
 		m    parser
@@ -124,6 +130,14 @@ func TestBounds(t *testing.T) {
 		"fragment of nothing":  {&Fragment{Index: 0, Count: 1}, false},
 		"fragment of 4096":     {&Fragment{Count: 1, Data: make([]byte, 4096)}, true},
 		"fragment of 4097":     {&Fragment{Count: 1, Data: make([]byte, 4097)}, false},
+		"relay of 31 bytes":    {&Relay{Packet: relayed(TypeData)[:31]}, false},
+		"relay of data":        {&Relay{Packet: relayed(TypeData)}, true},
+		"relay of relay":       {&Relay{Packet: relayed(TypeRelay)}, false},
+		"relay of STUN":        {&Relay{Packet: make([]byte, 32)}, false},
+		"rekey 1 index 0":      {&Rekey1{}, false},
+		"rekey 1 STUN index":   {&Rekey1{Index: ReservedIndex}, false},
+		"rekey 2 index 0":      {&Rekey2{}, false},
+		"rekey 2 STUN index":   {&Rekey2{Index: ReservedIndex}, false},
 		"report of lane 3":     {&Report{Lane: 3}, false},
 		"candidates of no tag": {&Candidates{Sealed: make([]byte, TagLen)}, false},
 	} {

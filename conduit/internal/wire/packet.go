@@ -45,6 +45,12 @@ const (
 	TypePathResponse  Type = 7
 	TypeRekey         Type = 8
 	TypeClose         Type = 9
+	// TypeSignal carries a Fragment of a signalling message (MsgInvite to
+	// MsgReject) inside a session, where it spares the way by the hub.
+	TypeSignal Type = 10
+	// TypeRelay carries a whole packet for, or from, another peer: see Relay. It is
+	// the one type besides data that may travel in any lane.
+	TypeRelay Type = 11
 	// TypeHandshake is not sealed: it carries a fragment of a handshake message
 	// between known peers while the hub is away. Its receiver index is 0.
 	TypeHandshake Type = 15
@@ -90,7 +96,9 @@ func (h *Header) Parse(b []byte) bool {
 // Probe is the body of TypeProbe, before padding. Zero bytes may follow up to
 // the size that is probed.
 type Probe struct {
-	Flags uint8
+	Flags uint8 // ProbeMoved
+	// Uplink is the sender's number of the interface that it sends on; 0 is unknown.
+	Uplink uint8
 	// Path is the sender's own number for the path.
 	Path uint16
 	Seq  uint32
@@ -102,9 +110,13 @@ type Probe struct {
 // ProbeLen is the length of a Probe without padding.
 const ProbeLen = 16
 
+// ProbeMoved is the flag of a Probe that says: the addresses that I sent from
+// before on this uplink are gone. Other flags are ignored.
+const ProbeMoved = 1 << 0
+
 // Append encodes p.
 func (p *Probe) Append(b []byte) []byte {
-	b = append(b, p.Flags, 0)
+	b = append(b, p.Flags, p.Uplink)
 	b = binary.BigEndian.AppendUint16(b, p.Path)
 	b = binary.BigEndian.AppendUint32(b, p.Seq)
 	return binary.BigEndian.AppendUint64(b, p.Sent)
@@ -115,13 +127,14 @@ func (p *Probe) Parse(b []byte) error {
 	if len(b) < ProbeLen {
 		return malformed("probe")
 	}
-	p.Flags, p.Path, p.Seq, p.Sent = b[0], binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:])
+	p.Flags, p.Uplink = b[0], b[1]
+	p.Path, p.Seq, p.Sent = binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:])
 	return nil
 }
 
 // ProbeAck is the body of TypeProbeAck.
 type ProbeAck struct {
-	// Probe echoes the probe.
+	// Probe echoes the probe, flags and uplink included.
 	Probe Probe
 	// Hold is how long the receiver kept the probe, in microseconds.
 	Hold uint32
@@ -254,40 +267,5 @@ func (c *Close) Parse(b []byte) error {
 		return malformed("close")
 	}
 	c.Reason = b[0]
-	return nil
-}
-
-// Fragment is a piece of a handshake or rekey message.
-type Fragment struct {
-	// ID is random and equal in all pieces of one message.
-	ID uint32
-	// Index counts from 0 to Count-1.
-	Index, Count uint8
-	Data         []byte
-}
-
-// MaxFragments and MaxMessage bound a message that travels in fragments.
-const (
-	MaxFragments   = 3
-	MaxMessage     = 4096
-	fragmentHeader = 8
-)
-
-// Append encodes f.
-func (f *Fragment) Append(b []byte) []byte {
-	b = binary.BigEndian.AppendUint32(b, f.ID)
-	b = append(b, f.Index, f.Count, 0, 0)
-	return append(b, f.Data...)
-}
-
-// Parse decodes b.
-func (f *Fragment) Parse(b []byte) error {
-	if len(b) <= fragmentHeader || len(b) > fragmentHeader+MaxMessage {
-		return malformed("fragment length")
-	}
-	f.ID, f.Index, f.Count, f.Data = binary.BigEndian.Uint32(b), b[4], b[5], b[fragmentHeader:]
-	if f.Count == 0 || f.Count > MaxFragments || f.Index >= f.Count {
-		return malformed("fragment index")
-	}
 	return nil
 }

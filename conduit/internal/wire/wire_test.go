@@ -65,11 +65,16 @@ func examples() map[string][2]parser {
 	r1 := &Rekey1{SID: sid, Index: 7}
 	pattern(r1.X25519[:], 0x0e)
 	pattern(r1.EncapKey[:], 0x0f)
+	pattern(r1.MAC[:], 0x13)
 	r2 := &Rekey2{SID: sid, Index: 8}
 	pattern(r2.X25519[:], 0x10)
 	pattern(r2.Ciphertext[:], 0x11)
+	pattern(r2.MAC[:], 0x14)
 	r3 := &Rekey3{SID: sid}
 	pattern(r3.MAC[:], 0x12)
+	rl := &Relay{Packet: make([]byte, HeaderLen+TagLen)}
+	pattern(rl.Peer[:], 0x15)
+	(&Header{Type: TypeData, Lane: packet.Telemetry, Index: 5, Counter: 6}).Put(rl.Packet)
 
 	return map[string][2]parser{
 		"invite":          {inv, &Invite{}},
@@ -80,13 +85,14 @@ func examples() map[string][2]parser {
 		"knock":           {kn, &Knock{}},
 		"reject":          {rj, &Reject{}},
 		"candidates":      {&Candidates{SID: sid, Seq: 3, Sealed: bytes.Repeat([]byte{0x60}, 20)}, &Candidates{}},
-		"candidates_body": {&CandidatesBody{Lines: []string{"1 1 udp 2130706431 192.0.2.7 40000 typ host"}, Done: true}, &CandidatesBody{}},
+		"candidates_body": {&CandidatesBody{Lines: []string{"1 1 udp 2130706431 192.0.2.7 40000 typ host"}, Flags: CandidatesDone | CandidatesFresh}, &CandidatesBody{}},
 		"rekey1":          {r1, &Rekey1{}},
 		"rekey2":          {r2, &Rekey2{}},
 		"rekey3":          {r3, &Rekey3{}},
+		"relay":           {rl, &Relay{}},
 		"fragment":        {&Fragment{ID: 0x01020304, Index: 1, Count: 3, Data: []byte("piece")}, &Fragment{}},
-		"probe":           {&Probe{Flags: 1, Path: 0x0203, Seq: 0x04050607, Sent: 0x08090a0b0c0d0e0f}, &Probe{}},
-		"probe_ack":       {&ProbeAck{Probe: Probe{Path: 2, Seq: 3, Sent: 4}, Hold: 5, Size: 1400}, &ProbeAck{}},
+		"probe":           {&Probe{Flags: ProbeMoved, Uplink: 0x7f, Path: 0x0203, Seq: 0x04050607, Sent: 0x08090a0b0c0d0e0f}, &Probe{}},
+		"probe_ack":       {&ProbeAck{Probe: Probe{Flags: 1, Uplink: 4, Path: 2, Seq: 3, Sent: 4}, Hold: 5, Size: 1400}, &ProbeAck{}},
 		"report": {&Report{
 			Path: 1, Packets: 2, Bytes: 3, Lane: packet.Bulk, Counter: 4, Received: 5, Hold: 6, Samples: 7,
 			DelayMin: -8, DelayP50: 9, DelayMax: 10, Last: -11, CE: 12, TrainFirst: 13, TrainBytes: 14, TrainDispersion: 15,
@@ -129,7 +135,7 @@ func TestGolden(t *testing.T) {
 			}
 			if err := ex[1].Parse(append(bytes.Clone(want), 0)); err == nil {
 				switch name {
-				case "offer", "confirm", "candidates", "fragment", "probe": // end in a field without length, or in padding
+				case "offer", "confirm", "candidates", "fragment", "probe", "relay": // end in a field without length, or in padding
 				default:
 					t.Error("a trailing byte was accepted")
 				}
