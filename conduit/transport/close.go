@@ -14,5 +14,3 @@ func closeOnce(err error) error {
 	}
 	return err
 }
-
-func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }
