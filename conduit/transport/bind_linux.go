@@ -48,8 +48,7 @@ type linuxBind struct {
 	v6   bool
 	gro  bool
 
-	gso  atomic.Bool
-	wait atomic.Int64 // how long a full buffer may make no room, in ns
+	gso atomic.Bool
 
 	recv recvState // owned by the receiving goroutine
 
@@ -108,7 +107,6 @@ func newBind(conn *net.UDPConn, cfg Config) (Bind, error) {
 		return nil, err
 	}
 	b := &linuxBind{conn: conn, raw: raw, addr: localAddr(conn), dev: cfg.Interface, v6: cfg.Network == "udp6"}
-	b.SetSendWait(cfg.SendWait)
 	_ = raw.Control(func(fd uintptr) {
 		if !cfg.NoGRO {
 			b.gro = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil

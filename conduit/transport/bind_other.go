@@ -5,6 +5,7 @@
 package transport
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"syscall"
@@ -41,12 +42,25 @@ func (p *portable) Receive(_ int, msgs []Message) (int, error) {
 }
 
 func (p *portable) Send(_ int, msgs []Message) (sent int, err error) {
+	var refused *SendError
 	for i := range msgs {
-		if _, e := p.conn.WriteToUDPAddrPort(msgs[i].Buf, msgs[i].Addr); e != nil {
-			err = e
+		_, e := p.conn.WriteToUDPAddrPort(msgs[i].Buf, msgs[i].Addr)
+		if e == nil {
+			sent++
 			continue
 		}
-		sent++
+		if errors.Is(e, net.ErrClosed) {
+			return sent, e
+		}
+		errno := syscall.EINVAL // what package net itself refuses
+		_ = errors.As(e, &errno)
+		if refused == nil {
+			refused = new(SendError)
+		}
+		refused.Refused = append(refused.Refused, Refusal{i, errno})
 	}
-	return sent, err
+	if refused != nil {
+		return sent, refused
+	}
+	return sent, nil
 }

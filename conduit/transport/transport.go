@@ -4,7 +4,13 @@
 // STUN together, read and written in batches.
 package transport
 
-import "net/netip"
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+)
 
 // Message is one datagram, or on receive a run of equal-sized datagrams from one
 // sender that the kernel coalesced (UDP_GRO).
@@ -40,11 +46,87 @@ type Bind interface {
 	// Send transmits msgs in order in the given lane (0 Critical, 1 Telemetry,
 	// 2 Bulk). It returns how many were handed to the kernel; a message that the
 	// kernel refuses (no route, too large) is skipped, counted as not sent and
-	// reported in err after the rest was tried. It keeps no reference. Neighbours
-	// of equal size to one address may leave as one UDP_SEGMENT send.
+	// reported in err, a *SendError, after the rest was tried. It keeps no
+	// reference. Neighbours of equal size to one address may leave as one
+	// UDP_SEGMENT send. Any other type of error is about the whole port: after
+	// Close it Is net.ErrClosed.
 	Send(lane int, msgs []Message) (n int, err error)
 	// Close ends pending receives and is idempotent.
 	Close() error
+}
+
+// TrySender is what a Bind has whose sends need not wait for room.
+type TrySender interface {
+	// TrySend is Send that does not wait: it stops where the socket's buffer is full
+	// or another call sends (then tried is 0). It returns how many of msgs it has
+	// dealt with and how many of those the kernel took. err is a *SendError, with
+	// Left 0, about refused ones among them, or as Send's; want of room is no error.
+	// A caller with a queue of its own, whose oldest packets are worth least, keeps
+	// msgs[tried:] in it.
+	TrySend(lane int, msgs []Message) (tried, sent int, err error)
+}
+
+// sendWait is how long Send waits for a full socket to make room.
+const sendWait = 100 * time.Millisecond
+
+// ErrFull means that the socket's buffer had no room in time.
+var ErrFull = errors.New("socket buffer is full")
+
+// SendError says which messages of one Send did not leave, and why. It is made
+// only when there is something to say. errors.Is sees through to ErrFull and each
+// errno; errors.As finds the SendError itself.
+type SendError struct {
+	// Refused are the messages that the kernel did not take, by rising Index.
+	Refused []Refusal
+	// Left is how many at the end of msgs were not tried because the buffer was
+	// full: msgs[len(msgs)-Left:] can be sent again later.
+	Left int
+}
+
+// Refusal is one message that the kernel did not take.
+type Refusal struct {
+	// Index is its place in the msgs of Send.
+	Index int
+	// Errno is why. EMSGSIZE: larger than the interface takes (DF is set, so this
+	// is never about a router further on). ENETDOWN, ENETUNREACH, EHOSTUNREACH,
+	// ENODEV, EADDRNOTAVAIL: nothing can leave by this socket to that address now,
+	// see Unreachable. EPERM: a packet filter of this host.
+	Errno syscall.Errno
+}
+
+// TooBig tells whether the datagram was larger than the interface takes.
+func (r Refusal) TooBig() bool { return r.Errno == syscall.EMSGSIZE }
+
+// Unreachable tells whether the socket has no way to the address at the moment:
+// the link is down or there is no route.
+func (r Refusal) Unreachable() bool {
+	switch r.Errno {
+	case syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENODEV, syscall.ENXIO, syscall.EADDRNOTAVAIL:
+		return true
+	}
+	return false
+}
+
+func (e *SendError) Error() string {
+	switch {
+	case len(e.Refused) == 0:
+		return fmt.Sprintf("send: %d messages left: %v", e.Left, ErrFull)
+	case e.Left == 0:
+		return fmt.Sprintf("send: %d messages refused, the first: %v", len(e.Refused), e.Refused[0].Errno)
+	}
+	return fmt.Sprintf("send: %d messages refused, the first: %v; %d left: %v", len(e.Refused), e.Refused[0].Errno, e.Left, ErrFull)
+}
+
+// Unwrap returns the reasons.
+func (e *SendError) Unwrap() []error {
+	var out []error
+	for _, r := range e.Refused {
+		out = append(out, r.Errno)
+	}
+	if e.Left > 0 {
+		out = append(out, ErrFull)
+	}
+	return out
 }
 
 // Kind is what the first byte says of a datagram (RFC 7983, with the range of
