@@ -8,9 +8,11 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -203,14 +205,16 @@ func TestKeepsTheNewest(t *testing.T) {
 }
 
 func TestTooManyPeers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes 32,770 keys")
-	}
 	s := &Snapshot{MeshID: "m1", Self: self, Written: now}
 	for i := range MaxPeers + 2 {
-		p := peerOf(i)
-		p.Addrs, p.Tags = nil, nil
-		s.Peers = append(s.Peers, p)
+		ed := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i))) // real keys take long
+		x, err := ecdh.X25519().NewPublicKey(ed[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Peers = append(s.Peers, Peer{Peer: registry.Peer{
+			ID: identity.NewPeerID(ed[:], ed[:]), Name: "r", Virtual4: netip.MustParseAddr("10.66.0.1"), Ed25519: ed[:], X25519: x,
+		}})
 	}
 	sortLike(s)
 	reached := &s.Peers[MaxPeers+1] // the last by id
@@ -221,6 +225,35 @@ func TestTooManyPeers(t *testing.T) {
 	}
 	if n := len(got.Peers); n != MaxPeers || got.Peers[n-1].ID != reached.ID {
 		t.Errorf("%d peers; the one that was reached is among them: %v", n, got.Peers[n-1].ID == reached.ID)
+	}
+}
+
+// TestGolden: what an older program of this major version wrote is read for ever.
+func TestGolden(t *testing.T) {
+	const file = "testdata/v1.0.cbor.hex"
+	text := hex.EncodeToString(encoded(t, sample(2)))
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(file, []byte(text+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.TrimSpace(string(want)) != text {
+		t.Error("the bytes of the format have changed; a new version keeps this file and adds its own")
+	}
+	b, err := hex.DecodeString(strings.TrimSpace(string(want)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Decode(b, "m1", self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(sample(2), got, same); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
 	}
 }
 
