@@ -68,7 +68,7 @@ var forbidden = map[string]struct{ bad, fine map[string][]string }{
 			"dispatch/internal/rpc": {"ours/forge"},
 		},
 		fine: map[string][]string{
-			"dispatch":                           {"ours/conduit/identity", "ours/conduit/policy", "ours/forge/manifest", "ours/proto/gen/x"},
+			"dispatch":                           {"ours/conduit/fips", "ours/conduit/identity", "ours/conduit/policy", "ours/forge/manifest", "ours/proto/gen/x"},
 			"proto/gen/bauxite/dispatch/v1/hand": {"ours/conduit"},
 		},
 	},

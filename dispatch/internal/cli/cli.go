@@ -7,13 +7,17 @@ package cli
 
 import (
 	"context"
+	"crypto/fips140"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 )
 
 // Run executes args, of which the first is the program's name, and returns the
@@ -25,7 +29,10 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func runWith(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	app := newApp(stdout, stderr)
 	app.Reader, app.Metadata = stdin, map[string]any{argsKey: args}
-	err := app.RunContext(ctx, flagsFirst(app, args))
+	err := mayStart(args, fips.Check())
+	if err == nil {
+		err = app.RunContext(ctx, flagsFirst(app, args))
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -35,6 +42,15 @@ func runWith(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		_, _ = fmt.Fprintf(stderr, "bauxite-dispatch: hint: %s\n", hint)
 	}
 	return code
+}
+
+// mayStart passes on why a FIPS build must not start. Commands that do no
+// cryptography answer nevertheless: whoever mends the build needs them.
+func mayStart(args []string, err error) error {
+	if len(args) < 2 || slices.Contains([]string{"version", "exit-codes", "completion", "man", "help"}, args[1]) {
+		return nil
+	}
+	return err
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
@@ -152,7 +168,13 @@ func versionCommand() *cli.Command {
 				Go       string `json:"go"`
 				OS       string `json:"os"`
 				Arch     string `json:"arch"`
-			}{programVersion(), "", runtime.Version(), runtime.GOOS, runtime.GOARCH}
+				FIPS     string `json:"fips,omitempty"` // version of the module, in a FIPS build
+			}{Version: programVersion(), Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
+			suffix := ""
+			if fips.Build {
+				v.FIPS = fips140.Version()
+				suffix = ", FIPS 140-3 module " + v.FIPS
+			}
 			if bi, ok := debug.ReadBuildInfo(); ok {
 				for _, s := range bi.Settings {
 					if s.Key == "vcs.revision" {
@@ -163,7 +185,7 @@ func versionCommand() *cli.Command {
 			if c.Bool("json") {
 				return printJSON(c.App.Writer, v)
 			}
-			_, err := fmt.Fprintf(c.App.Writer, "bauxite-dispatch %s (%s, %s/%s)\n", v.Version, v.Go, v.OS, v.Arch)
+			_, err := fmt.Fprintf(c.App.Writer, "bauxite-dispatch %s (%s, %s/%s%s)\n", v.Version, v.Go, v.OS, v.Arch, suffix)
 			return err
 		},
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/audit"
@@ -65,6 +66,7 @@ var exits = []exit{
 	{18, []error{dispatch.ErrBackup}, "restore: the archive is no usable backup", "take another one; the data directory is as it was"},
 	{19, []error{dispatch.ErrMissing}, "serve: a file of the data directory is missing", "restore it from the newest backup: bauxite-dispatch restore --help"},
 	{20, []error{dispatch.ErrClock}, "serve: the machine's clock is wrong", "set the clock, and let it follow a time server, then start again"},
+	{21, []error{fips.ErrModule}, "this FIPS build does not run on the certified module in FIPS mode", "take fips140 out of GODEBUG; if it is not there, the program was built wrongly: GOFIPS140=" + fips.Module + " go build -tags bauxite_fips"},
 	{130, []error{context.Canceled}, "interrupted", ""},
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/hub"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/tun"
@@ -33,6 +34,8 @@ type exit struct {
 	mean string
 	hint string
 }
+
+const fipsHint = "take fips140 out of GODEBUG; if it is not there, the program was built wrongly: GOFIPS140=" + fips.Module + " go build -tags bauxite_fips"
 
 // exits is searched in order; the first whose error matches wins.
 var exits = []exit{
@@ -68,6 +71,7 @@ var exits = []exit{
 	{33, []error{hub.ErrRecoveryRefused}, "the identity is unusable: keys, certificates, permissions", "ask the hub's operator whether the node was deleted, or join again with --force"},
 	{40, []error{errNoPath}, "connect: no path to the peer", "bauxite status shows the reason for each peer"},
 	{41, []error{local.ErrNoPeer, local.ErrAmbiguous}, "connect: no such peer, or more than one", "list them: bauxite peers"},
+	{50, []error{fips.ErrModule}, "this FIPS build does not run on the certified module in FIPS mode", fipsHint},
 	{2, []error{hub.ErrURL}, "the command line is wrong", "the hub URL looks like https://hub.example:8440"},
 	{2, []error{join.ErrProxy}, "the command line is wrong", "the proxy looks like http://proxy.example:3128; a password belongs into HTTPS_PROXY or config.toml"},
 	{130, []error{context.Canceled}, "interrupted", ""},

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/bauxite-mesh/bauxite/conduit"
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/hub/hubtest"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/edge/internal/daemon"
@@ -101,7 +102,14 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
+		Condition: func(name string) (bool, error) {
+			if name != "fips" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			return fips.Build, nil
+		},
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("GODEBUG", os.Getenv("GODEBUG"))
 			h := hubtest.New(t)
 			other := hubtest.New(t)
 			// A socket's path is limited, and the work directory is long.

@@ -3,12 +3,15 @@
 package cli
 
 import (
+	"crypto/fips140"
 	"encoding/json"
 	"fmt"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 )
 
 // Version returns the module's version as the build recorded it, "devel" for a
@@ -37,6 +40,15 @@ func revision() (rev string, modified bool) {
 	return rev, modified
 }
 
+// fipsModule returns the version of the cryptographic module of a FIPS build, and
+// nothing of a plain one.
+func fipsModule() string {
+	if !fips.Build {
+		return ""
+	}
+	return fips140.Version()
+}
+
 func (a *App) versionCommand() *cli.Command {
 	return &cli.Command{
 		Name: "version", Usage: "print the version", UsageText: "bauxite version [--json]",
@@ -54,7 +66,8 @@ func (a *App) versionCommand() *cli.Command {
 					Go       string `json:"go"`
 					OS       string `json:"os"`
 					Arch     string `json:"arch"`
-				}{Version(), rev, modified, runtime.Version(), runtime.GOOS, runtime.GOARCH})
+					FIPS     string `json:"fips,omitempty"` // version of the module, in a FIPS build
+				}{Version(), rev, modified, runtime.Version(), runtime.GOOS, runtime.GOARCH, fipsModule()})
 			}
 			s := "bauxite " + Version()
 			if len(rev) >= 12 {
@@ -63,6 +76,9 @@ func (a *App) versionCommand() *cli.Command {
 					s += ", modified"
 				}
 				s += ")"
+			}
+			if m := fipsModule(); m != "" {
+				s += ", FIPS 140-3 module " + m
 			}
 			_, err := fmt.Fprintf(a.Stdout, "%s %s/%s %s\n", s, runtime.GOOS, runtime.GOARCH, runtime.Version())
 			return err
