@@ -124,7 +124,7 @@ func (a *initiator) offer(b []byte, now time.Time) (*Established, []byte, error)
 	}
 	out := conf.Append(nil)
 	est := &Established{
-		SID: a.sid, Initiator: true, LocalIndex: a.index, RemoteIndex: m.Index, PeerCaps: body.Caps,
+		SID: a.sid, Initiator: true, LocalIndex: a.index, RemoteIndex: m.Index, LocalCaps: a.cfg.Caps, PeerCaps: body.Caps,
 		LocalICE: a.ice, RemoteICE: body.ICE, Certificate: cert,
 		Secrets: s.secrets(hashAll(th3[:], out), true),
 		signal:  newSignal(m.Suite, s.sigA, s.sigB),
@@ -248,7 +248,7 @@ func (r *responder) confirm(b []byte) (*Established, error) {
 		return nil, refuse("bad MAC in confirm")
 	}
 	est := &Established{
-		SID: r.sid, LocalIndex: r.index, RemoteIndex: r.remote, PeerCaps: r.caps,
+		SID: r.sid, LocalIndex: r.index, RemoteIndex: r.remote, LocalCaps: r.cfg.Caps, PeerCaps: r.caps,
 		LocalICE: r.ice, RemoteICE: body.ICE, Certificate: r.cert,
 		Secrets: s.secrets(hashAll(th3[:], b), false),
 		signal:  newSignal(r.suite, s.sigB, s.sigA),

@@ -87,6 +87,7 @@ type Established struct {
 	Initiator   bool
 	LocalIndex  uint32
 	RemoteIndex uint32
+	LocalCaps   uint32
 	PeerCaps    uint32
 	LocalICE    wire.ICE
 	RemoteICE   wire.ICE

@@ -98,10 +98,18 @@ func newSchedule(suite wire.Suite, psk, ikm []byte, th [32]byte) *schedule {
 
 // secrets derives the traffic keys of both directions, seen from A if initiator.
 func (s *schedule) secrets(thFinal [32]byte, initiator bool) *Secrets {
-	ms := extract(make([]byte, 32), expand(s.hs, "derived", nil, 32))
-	out := &Secrets{Suite: s.suite}
+	return trafficSecrets(s.suite, s.hs, thFinal, initiator)
+}
+
+// trafficSecrets derives from HS what a handshake or a rekey leaves, seen from A of
+// BX1 if a.
+func trafficSecrets(suite wire.Suite, hs []byte, thFinal [32]byte, a bool) *Secrets {
+	derived := expand(hs, "derived", nil, 32)
+	ms := extract(make([]byte, 32), derived)
+	clear(derived)
+	out := &Secrets{Suite: suite}
 	send, recv := "a", "b"
-	if !initiator {
+	if !a {
 		send, recv = recv, send
 	}
 	for lane := range packet.NumLanes {

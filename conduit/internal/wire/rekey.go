@@ -77,10 +77,11 @@ type Rekey3 struct {
 	MAC [MACLen]byte
 }
 
+// AppendUnsigned encodes all but the MAC.
+func (m *Rekey3) AppendUnsigned(b []byte) []byte { return appendMsgHeader(b, MsgRekey3, &m.SID) }
+
 // Append encodes m.
-func (m *Rekey3) Append(b []byte) []byte {
-	return append(appendMsgHeader(b, MsgRekey3, &m.SID), m.MAC[:]...)
-}
+func (m *Rekey3) Append(b []byte) []byte { return append(m.AppendUnsigned(b), m.MAC[:]...) }
 
 // Parse decodes b.
 func (m *Rekey3) Parse(b []byte) error {
