@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"crypto/rand"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+)
+
+// never is a time that does not come.
+const never = time.Duration(1<<63 - 1)
+
+// dur is a moment: the time since the Set's epoch, which lies an hour before
+// the first call, so that 0 is long ago.
+type dur = time.Duration
+
+// Set is what is known of the paths to one peer.
+type Set struct {
+	modes [packet.NumLanes]Mode
+	rand  io.Reader
+
+	epoch time.Time
+	now   dur
+	next  dur  // what is due
+	stale bool // next is
+
+	locals  []Local
+	remotes []remote
+	paths   []*path // by rank of probing, then by number
+	byID    map[ID]*path
+	demand  Demand
+	seq     uint32
+	nextNum uint16
+	moves   []move // our addresses that changed lately
+
+	pace       dur  // of probes to paths that are not valid (GCRA)
+	haveDirect bool // a direct path that is no fallback is valid
+	usable     int  // valid paths
+	relayed    bool // paths are there, but no direct one
+	upgradeAt  dur  // when silent pairs are tried again
+
+	// The choice of paths.
+	use       [packet.NumLanes][]*path
+	mtu       int
+	bond      bool // several uplinks are used
+	doubt     bool // a path in use is suspect
+	dirty     bool // a choice is due
+	reviewAt  dur
+	changedAt dur
+	lastLook  dur  // the last review
+	metered   bool // some socket is
+	missed    dur  // Critical has had no path since; never: it has one
+	order     []*path
+	lists     [packet.NumLanes][]*path
+
+	out, spare []Output
+}
+
+// New returns an empty Set.
+func New(cfg Config) *Set {
+	s := &Set{
+		modes: cfg.Modes, rand: cfg.Rand, byID: make(map[ID]*path), missed: never, reviewAt: never,
+	}
+	if s.rand == nil {
+		s.rand = rand.Reader
+	}
+	for lane, m := range [packet.NumLanes]Mode{Duplicate, RedundantAdaptive, Balance} {
+		if s.modes[lane] == DefaultMode {
+			s.modes[lane] = m
+		}
+	}
+	return s
+}
+
+// advance takes the caller's time, which never goes back.
+func (s *Set) advance(now time.Time) {
+	if s.epoch.IsZero() {
+		s.epoch = now.Add(-time.Hour)
+	}
+	s.now = max(s.now, now.Sub(s.epoch))
+	s.stale = true
+}
+
+// moment converts a time that the caller gives for something past.
+func (s *Set) moment(at time.Time) dur { return min(max(at.Sub(s.epoch), 0), s.now) }
+
+// clock is the inverse.
+func (s *Set) clock(d dur) time.Time {
+	if d == 0 || d == never {
+		return time.Time{}
+	}
+	return s.epoch.Add(d)
+}
+
+// norm makes one ID of an IPv4 address and the same one mapped into IPv6.
+func norm(id ID) ID {
+	id.Remote = normAddr(id.Remote)
+	return id
+}
+
+func normAddr(a netip.AddrPort) netip.AddrPort {
+	if a.Addr().Is4In6() {
+		return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	}
+	return a
+}
+
+// Demand says how much the peer is wanted.
+func (s *Set) Demand(d Demand, now time.Time) {
+	s.advance(now)
+	if d != s.demand {
+		s.demand = d
+		s.reviewAt = s.now
+	}
+}
+
+// Tick lets time pass. Nothing is due before NextTick.
+func (s *Set) Tick(now time.Time) {
+	s.advance(now)
+	s.run()
+}
+
+// Ready returns what is to be done, in order, and forgets it. The slice is the
+// caller's until the next call of Ready; what its Ways point to, for good.
+func (s *Set) Ready() []Output {
+	if !s.epoch.IsZero() {
+		s.run()
+	}
+	out := s.out
+	s.out, s.spare = s.spare[:0], out
+	return out
+}
+
+// run does all that is due. What it does may make more due at once: a path that
+// is used now is probed more often.
+func (s *Set) run() {
+	for range 4 {
+		s.pass()
+		s.next, s.stale = s.due(), false
+		if s.next > s.now {
+			return
+		}
+	}
+}
+
+func (s *Set) pass() {
+	s.survey()
+	for i := 0; i < len(s.paths); {
+		p := s.paths[i]
+		s.age(p)
+		if !p.gone { // else the next one has its place
+			i++
+		}
+	}
+	if s.dirty || s.reviewAt <= s.now {
+		s.survey()
+		s.review()
+	}
+	s.upgrade()
+	for _, p := range s.paths {
+		s.challenge(p)
+		if s.dueProbe(p) <= s.now {
+			s.probe(p, 0)
+		}
+		s.tickMTU(p)
+	}
+}
+
+// survey sums up the states of all paths.
+func (s *Set) survey() {
+	s.haveDirect, s.usable, s.relayed = false, 0, false
+	for _, p := range s.paths {
+		if p.state == StateValid {
+			s.usable++
+			s.haveDirect = s.haveDirect || p.kind == Direct && !p.local.Fallback
+			s.relayed = s.relayed || p.kind != Direct
+		}
+	}
+	s.relayed = s.relayed && !s.haveDirect
+}
+
+// NextTick is when Tick should be called next if nothing else happens; zero:
+// never. It is exact: a call before does nothing.
+func (s *Set) NextTick() time.Time {
+	if s.epoch.IsZero() {
+		return time.Time{}
+	}
+	if s.stale {
+		s.next, s.stale = s.due(), false
+	}
+	return s.clock(s.next)
+}
+
+func (s *Set) due() dur {
+	next := s.reviewAt
+	if s.dirty {
+		next = s.now
+	}
+	next = min(next, s.dueUpgrade())
+	for _, p := range s.paths {
+		next = min(next, s.dueAge(p), s.dueChallenge(p), s.dueProbe(p), s.dueMTU(p))
+	}
+	return next
+}
+
+// Usable reports whether some path is valid, or suspect while there is no other.
+func (s *Set) Usable() bool {
+	for _, p := range s.paths {
+		if p.state == StateValid || p.state == StateSuspect {
+			return true
+		}
+	}
+	return false
+}
+
+// LastHeard is when an authenticated packet last came from the peer on any path
+// that is known; zero: never.
+func (s *Set) LastHeard() time.Time {
+	var at dur
+	for _, p := range s.paths {
+		at = max(at, p.heard)
+	}
+	return s.clock(at)
+}
