@@ -48,7 +48,8 @@ type linuxBind struct {
 	v6   bool
 	gro  bool
 
-	gso atomic.Bool
+	gso  atomic.Bool
+	wait atomic.Int64 // how long a full buffer may make no room, in ns
 
 	recv recvState // owned by the receiving goroutine
 
@@ -116,6 +117,7 @@ func newBind(conn *net.UDPConn, cfg Config) (Bind, error) {
 			b.gso.Store(err == nil)
 		}
 	})
+	b.SetSendWait(0)
 	b.recv.fn = b.recvmmsg
 	b.send.fn = b.sendmmsg
 	b.send.oneFn = b.sendOne

@@ -25,7 +25,6 @@ type sendState struct {
 	used  int
 	done  int
 	errno syscall.Errno
-	try   bool // do not wait for room
 	park  bool // fn may wait until the socket is writable
 	stop  int  // after ErrFull: the first message of the call that was not tried
 	// invalid counts refused runs since the last one that was taken.
@@ -43,53 +42,36 @@ type sendState struct {
 	refused *SendError
 }
 
+// SetSendWait implements Waiter.
+func (b *linuxBind) SetSendWait(d time.Duration) {
+	if d == 0 {
+		d = DefaultSendWait
+	}
+	b.wait.Store(int64(d))
+}
+
 // Send implements Bind.
 func (b *linuxBind) Send(_ int, msgs []Message) (sent int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	tried, sent, err := b.sendLocked(msgs)
-	if err == nil && tried < len(msgs) {
-		b.refusal().Left = len(msgs) - tried
-	}
-	return sent, b.result(err)
-}
-
-// TrySend implements TrySender.
-func (b *linuxBind) TrySend(_ int, msgs []Message) (tried, sent int, err error) {
-	if !b.mu.TryLock() {
-		return 0, 0, nil
-	}
-	defer b.mu.Unlock()
-	b.send.try = true
-	tried, sent, err = b.sendLocked(msgs)
-	b.send.try = false
-	return tried, sent, b.result(err)
-}
-
-// sendLocked sends msgs until the socket is full. err is that of a closed socket.
-func (b *linuxBind) sendLocked(msgs []Message) (tried, sent int, err error) {
 	b.send.refused = nil
-	for tried < len(msgs) {
-		n := b.plan(msgs[tried:])
-		k, err := b.flush(msgs[tried:tried+n], tried)
+	for off := 0; off < len(msgs); {
+		n := b.plan(msgs[off:])
+		k, err := b.flush(msgs[off:off+n], off)
 		sent += k
-		switch {
-		case err == ErrFull: //nolint:errorlint // it is never wrapped
-			return b.send.stop, sent, nil
-		case err != nil:
-			return tried, sent, err
+		if err == ErrFull { //nolint:errorlint // it is never wrapped
+			b.refusal().Left = len(msgs) - b.send.stop
+			break
 		}
-		tried += n
+		if err != nil {
+			return sent, err
+		}
+		off += n
 	}
-	return tried, sent, nil
-}
-
-// result is what a call returns: err, or what was refused.
-func (b *linuxBind) result(err error) error {
-	if err == nil && b.send.refused != nil { // not as a nil pointer in an interface
-		return b.send.refused
+	if b.send.refused != nil { // not as a nil pointer in an interface
+		return sent, b.send.refused
 	}
-	return err
+	return sent, nil
 }
 
 // refusal returns the error of the call, made when first needed.
@@ -191,18 +173,19 @@ func (b *linuxBind) flush(msgs []Message, off int) (sent int, err error) {
 }
 
 // write calls fn until it made all progress that it can and waits for room in
-// between, unless the call is a try. fn leaves what stopped it in errno, which is
+// between as long as SetSendWait says. fn leaves what stopped it in errno, which is
 // not EAGAIN if write returns nil.
 func (b *linuxBind) write(fn func(uintptr) bool, errno *syscall.Errno) error {
 	if err := b.raw.Write(fn); err != nil || *errno != unix.EAGAIN {
 		return err
 	}
-	if b.send.try {
+	wait := time.Duration(b.wait.Load())
+	if wait < 0 {
 		return ErrFull
 	}
 	// The buffer is full. An uplink that moves at all makes room soon; one that is
 	// stuck must not hold up the other sockets for ever.
-	_ = b.conn.SetWriteDeadline(time.Now().Add(sendWait))
+	_ = b.conn.SetWriteDeadline(time.Now().Add(wait))
 	b.send.park = true
 	err := b.raw.Write(fn)
 	b.send.park = false

@@ -55,19 +55,17 @@ type Bind interface {
 	Close() error
 }
 
-// TrySender is what a Bind has whose sends need not wait for room.
-type TrySender interface {
-	// TrySend is Send that does not wait: it stops where the socket's buffer is full
-	// or another call sends (then tried is 0). It returns how many of msgs it has
-	// dealt with and how many of those the kernel took. err is a *SendError, with
-	// Left 0, about refused ones among them, or as Send's; want of room is no error.
-	// A caller with a queue of its own, whose oldest packets are worth least, keeps
-	// msgs[tried:] in it.
-	TrySend(lane int, msgs []Message) (tried, sent int, err error)
+// Waiter is what a Bind has whose Send can wait for room.
+type Waiter interface {
+	// SetSendWait bounds how long Send waits for room in a full socket before it
+	// gives up with ErrFull: 0 means DefaultSendWait, negative not at all. It counts
+	// from the next Send on. A caller with a queue of its own, whose oldest packets
+	// are worth least, does not wait.
+	SetSendWait(d time.Duration)
 }
 
-// sendWait is how long Send waits for a full socket to make room.
-const sendWait = 100 * time.Millisecond
+// DefaultSendWait is how long Send waits for a full socket to make room.
+const DefaultSendWait = 100 * time.Millisecond
 
 // ErrFull means that the socket's buffer had no room in time.
 var ErrFull = errors.New("socket buffer is full")
