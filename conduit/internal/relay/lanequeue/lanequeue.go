@@ -42,7 +42,8 @@ func (q *Queue[T]) Push(lane int, v T) (dropped T, from int) {
 		return dropped, -1
 	}
 	q.n--
-	for from = Lanes - 1; q.rings[from].n == 0; from-- {
+	for from = Lanes - 1; q.rings[from].n == 0; {
+		from--
 	}
 	return q.rings[from].pop(), from
 }

@@ -84,9 +84,9 @@ func TestModel(t *testing.T) {
 		l := rand.IntN(Lanes)
 		want[l] = append(want[l], i)
 		if len(want[0])+len(want[1])+len(want[2]) > limit {
-			for l := Lanes - 1; ; l-- {
-				if len(want[l]) > 0 {
-					want[l] = want[l][1:]
+			for from := Lanes - 1; ; from-- {
+				if len(want[from]) > 0 {
+					want[from] = want[from][1:]
 					break
 				}
 			}
