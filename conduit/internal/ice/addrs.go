@@ -6,7 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/uplink"
 )
 
 // HostAddr is an address at which a socket of ours can be reached on its link.
@@ -15,16 +16,6 @@ type HostAddr struct {
 	Socket int
 	// Addr is an interface address with the socket's port.
 	Addr netip.AddrPort
-}
-
-// tunnelPrefixes are names of interfaces that must never carry ICE: our own
-// tunnel, other overlays and bridges of containers. veth is not among them: in
-// network namespaces it is the uplink.
-var tunnelPrefixes = []string{"bauxite", "docker", "br-", "wg", "tailscale", "zt", "utun"}
-
-// skipInterface tells whether the name is one that never carries ICE.
-func skipInterface(name string) bool {
-	return slices.ContainsFunc(tunnelPrefixes, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
 // ifaceAddr is an address of an interface that is up.
@@ -93,9 +84,12 @@ func (m *Mux) forbidden(a netip.Addr) bool {
 
 // HostAddrs lists the addresses behind the sockets, best first: the order of the
 // sockets, then that of the system. A socket that is bound to no address counts
-// with every address of its family that the filters leave (of its interface
-// only, where it says which). The list is made anew at each call.
-func (m *Mux) HostAddrs() []HostAddr {
+// with every address of its family that the filters leave; one that is bound to
+// an interface with those of that interface, whatever its name. The list is made
+// anew at each call.
+func (m *Mux) HostAddrs() []HostAddr { return m.hostAddrs(m.order()) }
+
+func (m *Mux) hostAddrs(order []int) []HostAddr {
 	var (
 		out    []HostAddr
 		system []ifaceAddr
@@ -106,7 +100,8 @@ func (m *Mux) HostAddrs() []HostAddr {
 			out = append(out, h)
 		}
 	}
-	for i, s := range m.socketList() {
+	for _, i := range order {
+		s := m.socket(i)
 		if s == nil {
 			continue
 		}
@@ -122,14 +117,11 @@ func (m *Mux) HostAddrs() []HostAddr {
 				m.log.Warn("list interface addresses", "err", err)
 			}
 		}
-		only := ""
-		if b, ok := s.(interface{ Interface() string }); ok {
-			only = b.Interface()
-		}
+		only := boundTo(s)
 		for _, a := range system {
 			switch {
 			case a.addr.Is4() != local.Addr().Is4(), only != "" && a.iface != only:
-			case skipInterface(a.iface), m.cfg.InterfaceFilter != nil && !m.cfg.InterfaceFilter(a.iface):
+			case only == "" && uplink.Overlay(a.iface), m.cfg.InterfaceFilter != nil && !m.cfg.InterfaceFilter(a.iface):
 			default:
 				add(HostAddr{i, netip.AddrPortFrom(a.addr, local.Port())})
 			}

@@ -300,12 +300,9 @@ func (a *Agent) AddRemote(s string) error {
 	if s == "" {
 		return nil
 	}
-	c, err := parseCandidate(s)
+	c, err := a.cfg.Mux.remote(s)
 	if err != nil {
 		return fmt.Errorf("add remote candidate: %w", err)
-	}
-	if c.addr.Port() == 0 || a.cfg.Mux.forbidden(c.addr.Addr()) {
-		return fmt.Errorf("add remote candidate %v: %w", c.addr, ErrForbidden)
 	}
 	a.mu.Lock()
 	_, known := a.remotes[c.addr]
@@ -315,6 +312,9 @@ func (a *Agent) AddRemote(s string) error {
 	}
 	reflexed := a.reflexed[c.addr]
 	a.mu.Unlock()
+	if reflexed {
+		a.entry.signalled(c.addr)
+	}
 	if known || reflexed {
 		// A check from there arrived before the candidate: a twin would only double
 		// the checks.
@@ -323,6 +323,7 @@ func (a *Agent) AddRemote(s string) error {
 	if full {
 		return fmt.Errorf("add remote candidate: %w", ErrTooMany)
 	}
+	a.entry.signalled(c.addr)
 	p, err := c.pion()
 	if err != nil {
 		return fmt.Errorf("add remote candidate: %w: %w", ErrBadCandidate, err)
@@ -381,52 +382,12 @@ func (a *Agent) connect(ufrag, pwd string) {
 
 // gather signals our candidates.
 func (a *Agent) gather() {
-	hosts := a.cfg.Mux.HostAddrs()
-	if len(hosts) > maxCandidates-8 {
-		hosts = hosts[:maxCandidates-8] // leave room for reflexive ones
+	mine := make(map[int]bool)
+	for _, b := range a.view.bases() {
+		mine[b.socket] = true
 	}
-	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex
-		seen = make(map[netip.AddrPort]bool)
-	)
-	for i, h := range hosts {
-		if !seen[h.Addr] { // sockets of two devices can share an address
-			seen[h.Addr] = true
-			a.signal(newCandidate(TypeHost, h.Addr, i).String())
-		}
-	}
-	for rank, server := range a.cfg.STUNServers {
-		wg.Go(func() {
-			addrs, err := a.cfg.Mux.resolve(a.ctx, server)
-			if err != nil {
-				a.log.Debug("resolve STUN server", "server", server, "err", err)
-			}
-			for _, b := range a.view.bases() {
-				for _, to := range addrs {
-					if b.family4 != to.Addr().Is4() {
-						continue
-					}
-					wg.Go(func() {
-						mapped, err := a.cfg.Mux.Mapped(a.ctx, b.socket, to)
-						if err != nil {
-							a.log.Debug("gather reflexive address", "server", to, "err", err)
-							return
-						}
-						mu.Lock()
-						// Seen as a host address: no NAT, nothing new to tell.
-						dup := seen[mapped] || len(seen) >= maxCandidates
-						seen[mapped] = true
-						mu.Unlock()
-						if !dup {
-							a.signal(newCandidate(TypeSrflx, mapped, min(b.socket*8+rank, 0xFFFF)).String())
-						}
-					})
-				}
-			}
-		})
-	}
-	wg.Wait()
+	// Errors are those of an agent that is being closed.
+	_ = a.cfg.Mux.Gather(a.ctx, a.cfg.STUNServers, func(sock int) bool { return mine[sock] }, func(c Candidate) { a.signal(c.String()) })
 	if a.ctx.Err() == nil {
 		a.signal("")
 	}

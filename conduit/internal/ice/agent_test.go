@@ -264,7 +264,7 @@ func TestRoam(t *testing.T) {
 		a.path(t)
 		b.path(t)
 		s2 := w.socket("203.0.113.7:4000", nil)
-		i, err := ma.AddSocket(s2)
+		i, err := 1, ma.SetSocket(1, s2)
 		if err != nil {
 			t.Fatal(err)
 		}

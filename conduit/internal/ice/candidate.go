@@ -84,19 +84,35 @@ func parseCandidate(s string) (candidate, error) {
 	return candidate{}, fmt.Errorf("%w: type %s", ErrBadCandidate, c.typ)
 }
 
+// Candidate is an address at which a peer may reach us.
+type Candidate struct {
+	Addr netip.AddrPort
+	// Type is TypeHost or TypeSrflx.
+	Type string
+	// Sock is the socket behind the address.
+	Sock int
+	// Rank orders those of one type, 0 first.
+	Rank int
+}
+
+// String formats c for the peer (RFC 8839 section 5.1).
+func (c Candidate) String() string { return newCandidate(c.Type, c.Addr, c.Sock, c.Rank).String() }
+
 // newCandidate makes a candidate of ours. rank orders those of one type, 0 first:
 // pion gives all the same preference, so a machine with several uplinks would
-// choose by chance.
-func newCandidate(typ string, addr netip.AddrPort, rank int) candidate {
+// choose by chance. The foundation tells candidates of different uplinks apart
+// even where they have the same address (RFC 8445 section 5.1.1.3).
+func newCandidate(typ string, addr netip.AddrPort, sock, rank int) candidate {
 	pref := uint32(126) // RFC 8445 section 5.1.2.2
 	if typ == TypeSrflx {
 		pref = 100
 	}
+	base := typ + strconv.Itoa(sock) + "/" + addr.Addr().String()
 	return candidate{
-		foundation: strconv.FormatUint(uint64(crc32.ChecksumIEEE([]byte(typ+addr.Addr().String()))), 10),
+		foundation: strconv.FormatUint(uint64(crc32.ChecksumIEEE([]byte(base))), 10),
 		typ:        typ,
 		addr:       addr,
-		priority:   pref<<24 | uint32(0xFFFF-rank)<<8 | 255, //nolint:gosec // rank is below maxCandidates
+		priority:   pref<<24 | uint32(0xFFFF-min(max(rank, 0), 0xFFFF))<<8 | 255, //nolint:gosec // 16 bits
 	}
 }
 

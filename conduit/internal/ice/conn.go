@@ -105,6 +105,9 @@ func (c *muxConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	}
 	dst := unmap(udp.AddrPort())
 	if len(b) >= headerSize && binary.BigEndian.Uint16(b) == typeRequest {
+		if !c.entry.mayCheck(c.sock, dst) {
+			return len(b), nil // as good as lost; the peer's next check earns another
+		}
 		c.mux.remember(txID(b[8:headerSize]), transaction{sock: c.sock, to: dst, conn: c})
 	}
 	c.mux.send(c.sock, b, dst)

@@ -16,22 +16,9 @@ import (
 	"time"
 )
 
-// Socket is one UDP port of the caller, who also reads it. A Socket may have a
-// method Interface() string: it names the interface that the socket is bound to,
-// so that an unspecified local address stands for that interface's addresses
-// only. An unspecified IPv6 address stands for IPv6 alone; a dual-stack socket
-// is to be given as two.
-type Socket interface {
-	// LocalAddr is the bound address; it may be unspecified, the port not.
-	LocalAddr() netip.AddrPort
-	// SendSTUN sends b, in the Critical lane or at once, or drops it. It must not
-	// block (pion's task loop stands still meanwhile) and not keep b.
-	SendSTUN(b []byte, to netip.AddrPort)
-}
-
 // MuxConfig configures a Mux. The zero value works, with no sockets.
 type MuxConfig struct {
-	// Sockets are the first sockets, preferred ones first. More come by AddSocket.
+	// Sockets are the first sockets, with their indexes. More come by SetSocket.
 	Sockets []Socket
 	// Logger may be nil: nothing is logged.
 	Logger *slog.Logger
@@ -121,7 +108,7 @@ type entry struct {
 	remote      *integrity // nil until the peer's credentials are known
 	remoteUfrag []byte
 	conns       map[int]*muxConn
-	sources     map[netip.AddrPort]struct{} // of requests, at most maxCandidates
+	sources     sources
 	closed      bool
 }
 
@@ -159,51 +146,6 @@ func NewMux(cfg MuxConfig) (*Mux, error) {
 	socks := slices.Clone(cfg.Sockets)
 	m.sockets.Store(&socks)
 	return m, nil
-}
-
-func checkSocket(s Socket) error {
-	if s == nil || !s.LocalAddr().IsValid() || s.LocalAddr().Port() == 0 {
-		return errors.New("not bound to a port")
-	}
-	return nil
-}
-
-// AddSocket adds a socket and returns its index. Agents that were started before
-// do not use it: make new ones and close the old when the new have a path.
-func (m *Mux) AddSocket(s Socket) (int, error) {
-	if err := checkSocket(s); err != nil {
-		return 0, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	socks := append(slices.Clone(*m.sockets.Load()), s)
-	m.sockets.Store(&socks)
-	return len(socks) - 1, nil
-}
-
-// RemoveSocket ends the use of a socket. Its index is not used again.
-func (m *Mux) RemoveSocket(i int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	socks := slices.Clone(*m.sockets.Load())
-	if i < 0 || i >= len(socks) {
-		return
-	}
-	socks[i] = nil
-	m.sockets.Store(&socks)
-	for k := range m.flights {
-		if k.sock == i {
-			delete(m.flights, k)
-		}
-	}
-}
-
-func (m *Mux) socketList() []Socket { return *m.sockets.Load() }
-
-func (m *Mux) send(sock int, b []byte, to netip.AddrPort) {
-	if socks := m.socketList(); sock >= 0 && sock < len(socks) && socks[sock] != nil {
-		socks[sock].SendSTUN(b, to)
-	}
 }
 
 // Handle takes a datagram that transport.Demux called STUN, received on the
@@ -288,6 +230,7 @@ func (m *Mux) handleResponse(sock int, b []byte, msg *message, from netip.AddrPo
 		return
 	}
 	m.stats.responses.Add(1)
+	t.conn.entry.proven(from)
 	m.deliver(t.conn, b, from)
 	if f := t.conn.entry.onProven; f != nil {
 		f(sock, from)
@@ -397,16 +340,8 @@ func (e *entry) request(sock int, b []byte, integrity int, remoteUfrag []byte, f
 	if !e.local.verify(b, integrity) {
 		return nil, false
 	}
-	// pion checks every address from which an authenticated request came, many
-	// times: a peer that forges sources would have us flood others.
-	if _, known := e.sources[from]; !known {
-		if len(e.sources) >= maxCandidates {
-			return nil, false
-		}
-		if e.sources == nil {
-			e.sources = make(map[netip.AddrPort]struct{})
-		}
-		e.sources[from] = struct{}{}
+	if !e.sources.request(sock, from) {
+		return nil, false
 	}
 	return e.conns[sock], true
 }

@@ -115,6 +115,22 @@ func (m *Mux) Mapped(ctx context.Context, sock int, server netip.AddrPort) (neti
 	return f.addr, nil
 }
 
+// FlushSocket forgets the mappings that were learned through one socket. Call it
+// when the socket's uplink moved.
+func (m *Mux) FlushSocket(sock int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.flushLocked(sock)
+}
+
+func (m *Mux) flushLocked(sock int) {
+	for k := range m.flights {
+		if k.sock == sock {
+			delete(m.flights, k)
+		}
+	}
+}
+
 // Flush forgets learned mappings and names. Call it when the network changed.
 func (m *Mux) Flush() {
 	m.mu.Lock()

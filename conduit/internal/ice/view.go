@@ -34,7 +34,8 @@ func newView(m *Mux, e *entry) *view { return &view{mux: m, entry: e} }
 func (v *view) bases() []base {
 	v.once.Do(func() {
 		v.index = make(map[netip.AddrPort]int)
-		for i, s := range v.mux.socketList() {
+		for _, i := range v.mux.order() {
+			s := v.mux.socket(i)
 			if s == nil {
 				continue
 			}
