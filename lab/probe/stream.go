@@ -244,3 +244,22 @@ func percentiles(v []time.Duration) (p50, p99, most time.Duration) {
 	at := func(p float64) time.Duration { return v[min(int(p*float64(len(v))), len(v)-1)] }
 	return at(0.50), at(0.99), v[len(v)-1]
 }
+
+// First returns the time from the first sending to the first arrival; false
+// where nothing came.
+func (d *Delivery) First() (time.Duration, bool) {
+	if len(d.arrived) == 0 {
+		return 0, false
+	}
+	return d.arrived[0].at - d.sent[0], true
+}
+
+// LostAfterFirst counts the lost ones of those sent after the first that came.
+func (d *Delivery) LostAfterFirst() (lost int) {
+	for _, seq := range d.Missing {
+		if len(d.arrived) > 0 && seq > d.arrived[0].seq {
+			lost++
+		}
+	}
+	return lost
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command paths measures how Bauxite keeps its peers through every change of the
+// network, beside other tunnels; see package paths.
+//
+//	paths [-only nat,uplinks] [-runs N] [-rivals=false] [-slow] [-json] [-out FILE]
+//
+// The report goes to standard output, progress to standard error. The exit code
+// is 1 where a goal was missed.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/lab/build"
+	"github.com/bauxite-mesh/bauxite/lab/netns"
+	"github.com/bauxite-mesh/bauxite/lab/paths"
+	"github.com/bauxite-mesh/bauxite/lab/rival"
+)
+
+func main() {
+	netns.Reexec()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "paths:", err)
+		os.Exit(1)
+	}
+}
+
+// file is what -json prints and -merge reads.
+type file struct {
+	About  paths.About   `json:"about"`
+	Report *paths.Report `json:"report"`
+}
+
+type options struct {
+	only, cases   string
+	runs          int
+	rivals, slow  bool
+	asJSON        bool
+	out, saveJSON string
+	merge         string
+}
+
+func run(ctx context.Context, args []string) error {
+	var o options
+	fs := flag.NewFlagSet("paths", flag.ExitOnError)
+	fs.StringVar(&o.only, "only", "", "comma-separated `NAMES` of scenarios (default: all)")
+	fs.StringVar(&o.cases, "case", "", "only cases that contain `TEXT`")
+	fs.IntVar(&o.runs, "runs", 3, "how often each case runs")
+	fs.BoolVar(&o.rivals, "rivals", true, "also run the other tunnels that are installed")
+	fs.BoolVar(&o.slow, "slow", false, "also run what takes ten minutes, once")
+	fs.BoolVar(&o.asJSON, "json", false, "print the report as JSON")
+	fs.StringVar(&o.out, "out", "", "also write the report as Markdown to `FILE`")
+	fs.StringVar(&o.saveJSON, "save", "", "also write the report as JSON to `FILE`")
+	fs.StringVar(&o.merge, "merge", "", "comma-separated `FILES` of -save, whose figures are added")
+	fs.Usage = func() {
+		fmt.Fprintf(fs.Output(), "Usage: paths [flags]\n\nScenarios:\n")
+		for _, sc := range paths.Plan(1) {
+			fmt.Fprintf(fs.Output(), "  %-9s %s\n", sc.Name, sc.Title)
+		}
+		fmt.Fprintln(fs.Output(), "\nFlags:")
+		fs.PrintDefaults()
+	}
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if o.runs < 0 {
+		return fmt.Errorf("-runs %d: want 0 or more", o.runs)
+	}
+	// Five meetings in each cell of the NAT matrix are the least for a percentile.
+	plan := paths.Plan(max(1, (5+o.runs-1)/max(o.runs, 1)))
+	chosen, err := choose(plan, o.only)
+	if err != nil {
+		return err
+	}
+	bin, err := build.Build(ctx, nil)
+	if err != nil {
+		return err
+	}
+	systems := []paths.System{paths.Bauxite(bin)}
+	about := paths.About{
+		Command: strings.TrimSpace("go run ./lab/cmd/paths " + strings.Join(args, " ")),
+		Date:    time.Now().UTC().Format(time.DateOnly), Runs: o.runs, Systems: []string{"bauxite"},
+	}
+	about.Machine()
+	if o.rivals {
+		for _, r := range rival.All() {
+			if err := r.Usable(); err != nil {
+				fmt.Fprintf(os.Stderr, "without %s: %v\n", r.Name, err)
+				continue
+			}
+			systems = append(systems, paths.Rival(r))
+			about.Systems = append(about.Systems, r.Name+" "+r.Version(ctx))
+		}
+	}
+	rep := &paths.Report{}
+	for _, name := range strings.FieldsFunc(o.merge, func(r rune) bool { return r == ',' }) {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		f := file{}
+		if err := json.Unmarshal(b, &f); err != nil {
+			return fmt.Errorf("read %s: %w", name, err)
+		}
+		for _, fig := range f.Report.Figures {
+			rep.Add(*fig)
+		}
+	}
+	for n := range o.runs {
+		for _, sc := range chosen {
+			for _, c := range sc.Cases {
+				if c.Slow && (!o.slow || n > 0) || !strings.Contains(c.Name, o.cases) {
+					continue
+				}
+				for i, sys := range systems {
+					if i > 0 && !c.Rivals {
+						break
+					}
+					if err := one(ctx, rep, sc.Name, c, sys, n); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return publish(rep, about, plan, o)
+}
+
+// one runs a case; only the end of ctx is an error.
+func one(ctx context.Context, rep *paths.Report, scenario string, c paths.Case, sys paths.System, n int) error {
+	began := time.Now()
+	figs, err := c.Run(ctx, scenario, sys)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	rep.Add(figs...)
+	fmt.Fprintf(os.Stderr, "%s run %d: %s: %s: %s: %.0f s", time.Now().Format(time.TimeOnly), n+1, scenario, c.Name, sys.Name, time.Since(began).Seconds())
+	for _, f := range figs {
+		if !f.OK() {
+			fmt.Fprintf(os.Stderr, "; missed: %s %s, %s", f.What, f.Show(), f.Case)
+		}
+	}
+	fmt.Fprintln(os.Stderr)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "  %v\n", err)
+	}
+	return nil
+}
+
+func choose(plan []paths.Scenario, only string) ([]paths.Scenario, error) {
+	if only == "" {
+		return plan, nil
+	}
+	var chosen []paths.Scenario
+	for name := range strings.SplitSeq(only, ",") {
+		i := slices.IndexFunc(plan, func(s paths.Scenario) bool { return s.Name == name })
+		if i < 0 {
+			var names []string
+			for _, s := range plan {
+				names = append(names, s.Name)
+			}
+			return nil, fmt.Errorf("no scenario %q: there are %s", name, strings.Join(names, ", "))
+		}
+		chosen = append(chosen, plan[i])
+	}
+	return chosen, nil
+}
+
+func publish(rep *paths.Report, about paths.About, plan []paths.Scenario, o options) error {
+	var errs []error
+	if o.saveJSON != "" {
+		b, err := json.MarshalIndent(file{about, rep}, "", "  ")
+		errs = append(errs, err, os.WriteFile(o.saveJSON, append(b, '\n'), 0o644))
+	}
+	if o.out != "" {
+		f, err := os.Create(o.out)
+		if err == nil {
+			err = errors.Join(rep.Markdown(f, about, plan), f.Close())
+		}
+		errs = append(errs, err)
+	}
+	if o.asJSON {
+		e := json.NewEncoder(os.Stdout)
+		e.SetIndent("", "  ")
+		errs = append(errs, e.Encode(file{about, rep}))
+	} else {
+		errs = append(errs, rep.Text(os.Stdout))
+	}
+	if missed := rep.Missed(); len(missed) > 0 {
+		errs = append(errs, fmt.Errorf("%d goals were missed", len(missed)))
+	}
+	return errors.Join(errs...)
+}

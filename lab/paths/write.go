@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package paths
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// About says where and how the figures were made.
+type About struct {
+	Command string   `json:"command"`
+	Date    string   `json:"date"`
+	Runs    int      `json:"runs"`
+	Systems []string `json:"systems"` // with their versions
+	Kernel  string   `json:"kernel"`
+	CPU     string   `json:"cpu"`
+	Go      string   `json:"go"`
+}
+
+// Machine fills in what the machine knows of itself.
+func (a *About) Machine() {
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		release := unix.ByteSliceToString(u.Release[:])
+		a.Kernel = "Linux " + strings.Join(strings.SplitN(release, ".", 3)[:2], ".")
+	}
+	a.CPU = fmt.Sprintf("%d cores", runtime.NumCPU())
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				a.CPU = fmt.Sprintf("%s, %d cores", strings.TrimSpace(value), runtime.NumCPU())
+				break
+			}
+		}
+	}
+	a.Go = strings.TrimPrefix(runtime.Version(), "go")
+}
+
+// Markdown writes the report as a page.
+func (r *Report) Markdown(out io.Writer, about About, plan []Scenario) error {
+	var b strings.Builder
+	b.WriteString("# Paths that never let go\n\n")
+	b.WriteString("`make lab` runs the built binaries in network namespaces (`lab/paths`) and writes this page. Both robots, the hub, routers, delay boxes and traffic share one machine's cores.\n\n")
+	fmt.Fprintf(&b, "```sh\n%s\n```\n\n| | |\n|---|---|\n", about.Command)
+	for _, row := range [][2]string{
+		{"Date", about.Date},
+		{"Machine", about.CPU},
+		{"Kernel", about.Kernel},
+		{"Go", about.Go},
+		{"Systems", strings.Join(about.Systems, ", ")},
+		{"Runs", fmt.Sprintf("%d, interleaved", about.Runs)},
+	} {
+		fmt.Fprintf(&b, "| %s | %s |\n", row[0], row[1])
+	}
+	missed := r.Missed()
+	judged := 0
+	for _, f := range r.Figures {
+		if f.Judged() {
+			judged++
+		}
+	}
+	fmt.Fprintf(&b, "\n%d of %d goals hold. ", judged-len(missed), judged)
+	b.WriteString("Times are medians of the runs with the range in brackets, where nothing else is said; packets that were lost or came twice are those of all runs together.\n")
+	for _, sc := range plan {
+		figs := r.of(sc.Name)
+		if len(figs) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", sc.Title, sc.Text)
+		if sc.Name == "nat" {
+			writeMatrix(&b, figs)
+			continue
+		}
+		writeTable(&b, figs)
+	}
+	_, err := io.WriteString(out, b.String())
+	if err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	return nil
+}
+
+func (r *Report) of(scenario string) []*Figure {
+	var out []*Figure
+	for _, f := range r.Figures {
+		if f.Scenario == scenario {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func unique(figs []*Figure, get func(*Figure) string) []string {
+	var out []string
+	for _, f := range figs {
+		if v := get(f); !slices.Contains(out, v) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// writeTable has a line per quantity and a column per system.
+func writeTable(b *strings.Builder, figs []*Figure) {
+	systems := unique(figs, func(f *Figure) string { return f.System })
+	b.WriteString("| Case | Quantity | Goal | " + strings.Join(systems, " | ") + " | |\n|---|---|---|" + strings.Repeat("---|", len(systems)) + "---|\n")
+	for _, name := range unique(figs, func(f *Figure) string { return f.Case }) {
+		var here []*Figure
+		for _, f := range figs {
+			// That a case came to its end is worth a line only where it did not.
+			if f.Case == name && (f.What != ended || f.Wrong > 0) {
+				here = append(here, f)
+			}
+		}
+		for i, what := range unique(here, func(f *Figure) string { return f.What }) {
+			label, text, goal, verdict := name, what, "", ""
+			if i > 0 {
+				label = ""
+			}
+			cells := make([]string, len(systems))
+			for _, f := range here {
+				if f.What != what {
+					continue
+				}
+				cells[slices.Index(systems, f.System)] = f.Show()
+				if f.Judged() && f.System == systems[0] {
+					goal, verdict = f.ShowGoal(), "holds"
+					if !f.OK() {
+						verdict = "**missed**"
+					}
+				}
+				text = f.label()
+			}
+			fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", label, text, goal, strings.Join(cells, " | "), verdict)
+		}
+	}
+}
+
+// label is the quantity with its unit and, where it is not the median, statistic.
+func (f *Figure) label() string {
+	text := f.What
+	if f.Unit != "" && f.Unit != "packets" {
+		text += ", " + f.Unit
+	}
+	if f.Samples != nil && f.Stat != Median && f.Stat != Sum {
+		text += " (" + string(f.Stat) + ")"
+	}
+	return text
+}
+
+const ended = "came to its end"
+
+// writeMatrix shows the cells of the NAT matrix as a grid, and the goals below.
+func writeMatrix(b *strings.Builder, figs []*Figure) {
+	find := func(name, what string) *Figure {
+		for _, f := range figs {
+			if f.Case == name && f.What == what {
+				return f
+			}
+		}
+		return &Figure{}
+	}
+	fmt.Fprintf(b, "| first \\ second | %s |\n|---|%s\n", strings.Join(NATs, " | "), strings.Repeat("---|", len(NATs)))
+	for _, first := range NATs {
+		fmt.Fprintf(b, "| **%s**", first)
+		for _, second := range NATs {
+			name := first + " × " + second
+			path, cold, known := find(name, "path"), find(name, "cold"), find(name, "known")
+			text := fmt.Sprintf("%s; cold %s / %s; known %s / %s", path.Show(), half(cold), number(cold.Value()), half(known), number(known.Value()))
+			if !path.OK() || !cold.OK() || !known.OK() || path.Words == nil {
+				text += " **missed**"
+			}
+			b.WriteString(" | " + text)
+		}
+		b.WriteString(" |\n")
+	}
+	b.WriteString("\nEach cell: the path, the first answer cold and known, both p50 / p95 in ms. ")
+	var cold, known Samples
+	paths, wrong := 0, 0
+	for _, f := range figs {
+		switch f.What {
+		case "cold":
+			cold = append(cold, f.Samples...)
+		case "known":
+			known = append(known, f.Samples...)
+		case "path":
+			paths++
+			wrong += min(f.Wrong, 1)
+		}
+	}
+	all := func(s Samples) string {
+		return fmt.Sprintf("%s / %s / %s ms (%d)", half(&Figure{Samples: s}), number((&Figure{Samples: s, Stat: P95}).Value()), number((&Figure{Samples: s, Stat: Worst}).Value()), len(s))
+	}
+	fmt.Fprintf(b, "All cells together, p50 / p95 / worst: cold %s, goal p95 ≤ 1500; known %s, goal p95 ≤ 300. %d of %d cells have the path that theory allows.\n", all(cold), all(known), paths-wrong, paths)
+}
+
+func half(f *Figure) string { return number((&Figure{Samples: f.Samples, Stat: Median}).Value()) }
+
+// Text writes the figures as lines, for a terminal.
+func (r *Report) Text(out io.Writer) error {
+	var b strings.Builder
+	last := ""
+	for _, f := range r.Figures {
+		if f.What == ended && f.OK() {
+			continue
+		}
+		if head := f.Scenario + ": " + f.Case; head != last {
+			fmt.Fprintf(&b, "\n%s\n", head)
+			last = head
+		}
+		verdict := ""
+		if f.Judged() {
+			verdict = "pass"
+			if !f.OK() {
+				verdict = "FAIL"
+			}
+		}
+		unit := f.Unit
+		if f.Stat == P95 || f.Stat == Worst && f.Samples != nil {
+			unit += " " + string(f.Stat)
+		}
+		fmt.Fprintf(&b, "  %-4s %-13s %-42s %s %s  %s\n", verdict, f.System, f.What, f.Show(), unit, f.ShowGoal())
+	}
+	missed := r.Missed()
+	fmt.Fprintf(&b, "\n%d goals missed\n", len(missed))
+	_, err := io.WriteString(out, b.String())
+	return err
+}
