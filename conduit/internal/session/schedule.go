@@ -72,11 +72,15 @@ func extract(ikm, salt []byte) []byte {
 }
 
 func expand(prk []byte, label string, context []byte, n int) []byte {
-	k, err := hkdf.Expand(sha256.New, prk, "bx1 "+label+string(context), n)
+	k, err := hkdfExpand(prk, "bx1 "+label+string(context), n)
 	if err != nil {
 		panic("session: hkdf expand: " + err.Error())
 	}
 	return k
+}
+
+func hkdfExpand(prk []byte, info string, n int) ([]byte, error) {
+	return hkdf.Expand(sha256.New, prk, info, n)
 }
 
 // newSchedule derives the handshake keys. psk is 32 bytes or nil; ikm is
@@ -157,5 +161,7 @@ func sign(k ed25519.PrivateKey, role string, h [32]byte) (sig [wire.SigLen]byte)
 }
 
 func verify(k ed25519.PublicKey, role string, h [32]byte, sig []byte) bool {
-	return ed25519.Verify(k, signInput(role, h), sig)
+	return verifyMessage(k, signInput(role, h), sig)
 }
+
+func verifyMessage(k ed25519.PublicKey, msg, sig []byte) bool { return ed25519.Verify(k, msg, sig) }
