@@ -35,6 +35,8 @@ const (
 	maxLocals = 64
 	// movedFor is how long probes tell of a change of address.
 	movedFor = 5 * time.Second
+	// leftFor is for how long the socket of an uplink may be missing to be replaced.
+	leftFor = 10 * time.Second
 	// forget is how long a path that nobody names any more is kept after it died.
 	forget = time.Minute
 )
@@ -105,14 +107,17 @@ func (s *Set) SetLocals(l []Local, now time.Time) {
 	old := s.locals
 	s.locals = slices.Clone(l)
 	s.metered = slices.ContainsFunc(l, func(l Local) bool { return l.Metered })
-	for i := range l {
-		if l[i].Uplink == 0 || find(old, l[i].Bind) != nil {
-			continue
+	s.left = slices.DeleteFunc(s.left, func(m move) bool { return s.now-m.at > leftFor })
+	for i := range old {
+		if old[i].Uplink != 0 && find(l, old[i].Bind) == nil && len(s.left) < maxLocals {
+			s.left = append(s.left, move{old[i].Uplink, s.now})
 		}
-		for j := range old {
-			if old[j].Uplink == l[i].Uplink && find(l, old[j].Bind) == nil {
-				s.noteMove(l[i].Uplink)
-			}
+	}
+	for i := range l {
+		left := func(m move) bool { return m.uplink == l[i].Uplink }
+		if find(old, l[i].Bind) == nil && slices.ContainsFunc(s.left, left) {
+			s.left = slices.DeleteFunc(s.left, left)
+			s.noteMove(l[i].Uplink)
 		}
 	}
 	for i := range l {
@@ -191,7 +196,8 @@ func (s *Set) AddPath(id ID, now time.Time) {
 			return
 		}
 	}
-	p.added, p.named, p.chal = true, true, nil
+	p.added, p.named = true, true
+	s.introduce(p)
 	if p.prio != prioAdded {
 		p.prio = prioAdded
 		s.sortPaths()
@@ -239,7 +245,8 @@ func (s *Set) pair(l *Local, r remote) {
 	}
 	id := ID{l.Bind, r.addr}
 	if p := s.byID[id]; p != nil {
-		p.named, p.chal = true, nil
+		p.named = true
+		s.introduce(p)
 		s.rearm(p)
 		return
 	}
@@ -255,6 +262,13 @@ func (s *Set) pair(l *Local, r remote) {
 	}
 	if p := s.create(id, l, kind, prio); p != nil {
 		p.named = true
+	}
+}
+
+// introduce lets an address be probed that was only challenged so far.
+func (s *Set) introduce(p *path) {
+	if p.chal != nil {
+		p.chal, p.nextTry = nil, s.now
 	}
 }
 

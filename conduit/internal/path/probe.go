@@ -16,6 +16,8 @@ const (
 	bondGap   = 50 * time.Millisecond
 	// rttGap is the longest time without a measurement where others hear us.
 	rttGap = time.Second
+	// judgeGap is the same where a path of a lower kind could serve instead.
+	judgeGap = 250 * time.Millisecond
 	// spareGap is that of relays while a direct path serves.
 	spareGap = 5 * time.Second
 	// manyPaths is from which place on paths are probed four times less.
@@ -185,9 +187,12 @@ func (s *Set) dueValid(p *path) dur {
 	if g > time.Second && p.unanswered > 0 {
 		next = p.lastProbe + time.Second // ask again soon
 	}
-	if g < rttGap && (!s.bond || g != bondGap) {
+	if g < rttGap && (!s.bond || g != bondGap) && !p.q.poor {
 		// What is heard counts as an answer, but somebody must hear us too.
 		limit := p.lastProbe + rttGap
+		if p.kind == Direct && s.relayReady {
+			limit = p.lastProbe + max(g, judgeGap)
+		}
 		if p.unanswered > 0 {
 			limit = p.lastProbe + max(g, p.q.rto())
 		}
@@ -311,9 +316,9 @@ func (s *Set) probe(p *path, size int) {
 	}
 	o := Output{Kind: SendProbe, ID: p.id, Size: size}
 	o.Probe = wire.Probe{Path: p.num, Seq: s.seq, Sent: uint64(s.now)}
-	setProbeUplink(&o.Probe, p.local.Uplink)
+	o.Probe.Uplink = p.local.Uplink
 	if p.movedOut != 0 && s.now-p.movedOut < movedFor {
-		o.Probe.Flags |= flagMoved
+		o.Probe.Flags |= wire.ProbeMoved
 	}
 	s.out = append(s.out, o)
 }
@@ -342,12 +347,14 @@ func (s *Set) lose(p *path, e *sent) {
 	p.answers = 0
 	if p.state == StateValid {
 		e.pos = p.q.note(true)
-		if p.q.lately() >= 2 {
-			if p.q.boost <= s.now {
-				p.m.doubt(s.now)
-			}
-			p.q.boost = s.now + boostFor
+		if p.q.lately() < 2 {
+			p.q.boost = max(p.q.boost, s.now+boostFor/2)
+			return
 		}
+		if p.q.boost <= s.now {
+			p.m.doubt(s.now)
+		}
+		p.q.boost = s.now + boostFor
 	}
 }
 
@@ -389,12 +396,12 @@ func (s *Set) Probed(id ID, m wire.Probe, now time.Time) {
 			return
 		}
 	}
-	if u := probeUplink(m); u != 0 && u != p.remoteUplink {
+	if u := m.Uplink; u != 0 && u != p.remoteUplink {
 		p.remoteUplink = u
 		s.dirty = s.dirty || p.state == StateValid
 	}
 	s.hear(p, s.now)
-	if m.Flags&flagMoved != 0 {
+	if m.Flags&wire.ProbeMoved != 0 {
 		p.movedIn = s.now
 		if p.state == StateValid {
 			s.supersede(p)

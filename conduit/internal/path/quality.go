@@ -14,8 +14,8 @@ const (
 	// longer when it lost less than goodLoss and is not slower than by goodDelay for
 	// as long; each time that it happens again, for twice as long.
 	badLoss   = 0.03
-	goodLoss  = 0.015
-	badLosses = 3 // fewer are chance
+	goodLoss  = 0.02
+	badLosses = 4 // of the last 64; fewer are chance, unless it goes on
 	badDelay  = 20 * time.Millisecond
 	goodDelay = 10 * time.Millisecond
 	badFor    = 2 * time.Second
@@ -23,6 +23,7 @@ const (
 	calmAfter = 5 * time.Minute // the doubling begins anew
 	// awfulLoss is too much for Bulk as well.
 	awfulLoss = 0.15
+	longShare = 128
 	// minSamples is how many probes it takes to speak of loss.
 	minSamples = 20
 	// shakyLoss and shakyVar make Telemetry use a second path.
@@ -39,8 +40,9 @@ type quality struct {
 	rtts         [32]uint32 // µs, the newest
 	rttN         uint32
 
-	hist uint64 // the newest in bit 0; 1: lost
-	n    uint32 // how many there were
+	hist uint64  // the newest in bit 0; 1: lost
+	n    uint32  // how many there were
+	long float64 // the share that was lost of some hundreds
 
 	boost dur // probed closely until then
 
@@ -52,7 +54,7 @@ type quality struct {
 }
 
 // reset forgets the losses of a path that was down.
-func (q *quality) reset() { q.hist, q.n = 0, 0 }
+func (q *quality) reset() { q.hist, q.n, q.long = 0, 0, 0 }
 
 // measure takes a round-trip time (RFC 6298).
 func (q *quality) measure(rtt time.Duration) {
@@ -96,8 +98,10 @@ func (q *quality) p95() time.Duration {
 // note remembers the fate of a probe and returns its place.
 func (q *quality) note(isLost bool) uint32 {
 	q.hist <<= 1
+	q.long -= q.long / longShare
 	if isLost {
 		q.hist |= 1
+		q.long += 1.0 / longShare
 	}
 	q.n++
 	return q.n
@@ -105,7 +109,8 @@ func (q *quality) note(isLost bool) uint32 {
 
 // amend says that the lost probe in that place was answered after all.
 func (q *quality) amend(pos uint32) {
-	if pos <= q.n && q.n-pos < 64 {
+	if pos <= q.n && q.n-pos < 64 && q.hist>>(q.n-pos)&1 != 0 {
+		q.long = max(q.long-1.0/longShare, 0)
 		q.hist &^= 1 << (q.n - pos)
 	}
 }
@@ -155,7 +160,7 @@ func (q *quality) judge(lower time.Duration, now dur) (changed bool) {
 	}
 	if !q.poor {
 		q.good = 0
-		if !slow && (loss <= badLoss || l < badLosses) {
+		if !slow && (loss <= badLoss || l < badLosses) && (q.long <= badLoss || q.n < longShare) {
 			q.bad = 0
 			return changed
 		}
@@ -168,7 +173,7 @@ func (q *quality) judge(lower time.Duration, now dur) (changed bool) {
 		q.poor, q.bad = true, 0
 		return true
 	}
-	if !quick || loss > goodLoss {
+	if !quick || loss > goodLoss || q.flaps > 0 && q.long > goodLoss {
 		q.good = 0
 		return changed
 	}
@@ -179,6 +184,7 @@ func (q *quality) judge(lower time.Duration, now dur) (changed bool) {
 		return changed
 	}
 	q.poor, q.good, q.restored = false, 0, now
+	q.long = min(q.long, loss)
 	q.flaps = min(q.flaps+1, 6)
 	return true
 }

@@ -36,11 +36,13 @@ type Set struct {
 	seq     uint32
 	nextNum uint16
 	moves   []move // our addresses that changed lately
+	left    []move // uplinks that lost a socket lately
 
 	pace       dur  // of probes to paths that are not valid (GCRA)
 	haveDirect bool // a direct path that is no fallback is valid
 	usable     int  // valid paths
 	relayed    bool // paths are there, but no direct one
+	relayReady bool // a relay is valid
 	upgradeAt  dur  // when silent pairs are tried again
 
 	// The choice of paths.
@@ -172,15 +174,15 @@ func (s *Set) pass() {
 
 // survey sums up the states of all paths.
 func (s *Set) survey() {
-	s.haveDirect, s.usable, s.relayed = false, 0, false
+	s.haveDirect, s.usable, s.relayReady = false, 0, false
 	for _, p := range s.paths {
 		if p.state == StateValid {
 			s.usable++
 			s.haveDirect = s.haveDirect || p.kind == Direct && !p.local.Fallback
-			s.relayed = s.relayed || p.kind != Direct
+			s.relayReady = s.relayReady || p.kind != Direct
 		}
 	}
-	s.relayed = s.relayed && !s.haveDirect
+	s.relayed = s.relayReady && !s.haveDirect
 }
 
 // NextTick is when Tick should be called next if nothing else happens; zero:

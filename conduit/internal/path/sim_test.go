@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
 
@@ -33,7 +32,6 @@ type pkt struct {
 	challenge wire.PathChallenge
 	size      int
 	serial    int // of data
-	lane      packet.Lane
 }
 
 // sock is a socket of a node: what it sends comes from addr, as others see it.
@@ -68,7 +66,6 @@ type node struct {
 	last    map[ID]time.Time // what the packet path heard
 	known   map[ID]bool
 	backlog []kept
-	bulk    int
 }
 
 type kept struct {
