@@ -46,7 +46,9 @@ type Config struct {
 	Node      Node      `toml:"node" comment:"What the hub says of this node. The certificate says the same, and counts."`
 	PSK       PSK       `toml:"psk" comment:"The secret that all nodes of the mesh share."`
 	Tun       Tun       `toml:"tun" comment:"name = \"bauxite0\"; \"none\" for no interface\nmtu = 1350"`
-	Transport Transport `toml:"transport" comment:"port = 0, which means any\ncipher = \"chacha20poly1305\", or \"aes256gcm\", or \"auto\"\nstun_servers = [...], \"host:port\" each; the hub's and then a public one"`
+	Transport Transport `toml:"transport" comment:"port = 0, which means any; the same on every interface\ncipher = \"chacha20poly1305\"; \"auto\" for AES where both ends are fast at it;\n  \"aes256gcm\" for AES with every peer\nstun_servers = [...], \"host:port\" each; the hub's and then a public one\nrelay = false; true lets peers that cannot reach each other send through here"`
+	Bonding   Bonding   `toml:"bonding" comment:"How each lane uses several interfaces: \"duplicate\" sends on all at once,\n\"redundant-adaptive\" does so while the best one loses, \"balance\" spreads the flows,\n\"active-backup\" uses the best one alone.\ncritical = \"duplicate\"\ntelemetry = \"redundant-adaptive\"\nbulk = \"balance\"\n\nRules about interfaces; the first whose name matches counts:\n[[uplink]]\nname = \"wwan*\"\nmetered = true     # no Telemetry and Bulk while another interface reaches the peer\nbudget = \"500MB\"   # a day; when it is spent, only where nothing else is left\nignore = false     # true: never use it"`
+	Uplinks   []Uplink  `toml:"uplink,omitempty"`
 	Log       Log       `toml:"log" comment:"format = \"console\" on a terminal, else \"json\"\nlevel = \"info\", or \"debug\", \"warn\", \"error\""`
 }
 
@@ -96,6 +98,9 @@ type Transport struct {
 	// Cipher is chacha20poly1305, aes256gcm or auto, as conduit.Config has it;
 	// empty means chacha20poly1305.
 	Cipher string `toml:"cipher,omitempty"`
+	// Relay lets peers that cannot reach each other send through this node, which
+	// cannot read what it carries.
+	Relay bool `toml:"relay,omitempty"`
 }
 
 // Log describes what `bauxite run` writes to stderr.
@@ -119,6 +124,9 @@ func Parse(text []byte) (*Config, error) {
 		return nil, fmt.Errorf("%w: %s", ErrConfig, explain(err))
 	}
 	if err := c.Validate(); err != nil {
+		if v, ok := errors.AsType[*valueError](err); ok {
+			err = v.at(text)
+		}
 		return nil, err
 	}
 	return &c, nil
@@ -157,7 +165,7 @@ func (c *Config) Marshal() ([]byte, error) {
 // Validate checks every value.
 func (c *Config) Validate() error {
 	bad := func(key, format string, a ...any) error {
-		return fmt.Errorf("%w: %s: %s", ErrConfig, key, fmt.Sprintf(format, a...))
+		return &valueError{key: key, err: fmt.Errorf(format, a...)}
 	}
 	if _, err := hub.ParseURL(c.Hub.URL); err != nil {
 		return bad("hub.url", "%v", err)
@@ -205,10 +213,25 @@ func (c *Config) Validate() error {
 	if f := c.PSK.File; f != "" && (len(f) > 4096 || strings.ContainsRune(f, 0)) {
 		return bad("psk.file", "is no file name")
 	}
-	return errors.Join(
-		oneOf("transport.cipher", c.Transport.Cipher, "auto", "chacha20poly1305", "aes256gcm"),
-		oneOf("log.format", c.Log.Format, "console", "json"),
-		oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error"))
+	if err := c.checkUplinks(); err != nil {
+		return err
+	}
+	for _, o := range []struct {
+		key, have string
+		want      []string
+	}{
+		{"transport.cipher", c.Transport.Cipher, []string{"auto", "chacha20poly1305", "aes256gcm"}},
+		{"bonding.critical", c.Bonding.Critical, Modes},
+		{"bonding.telemetry", c.Bonding.Telemetry, Modes},
+		{"bonding.bulk", c.Bonding.Bulk, Modes},
+		{"log.format", c.Log.Format, []string{"console", "json"}},
+		{"log.level", c.Log.Level, []string{"debug", "info", "warn", "error"}},
+	} {
+		if err := oneOf(o.have, o.want); err != nil {
+			return bad(o.key, "%w", err)
+		}
+	}
+	return nil
 }
 
 // STUN returns the servers in force.
@@ -247,12 +270,17 @@ func validInterface(s string) bool {
 		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
 }
 
-func oneOf(key, have string, want ...string) error {
-	if have == "" {
+func oneOf(have string, want []string) error {
+	if have == "" || slices.Contains(want, have) {
 		return nil
 	}
-	if slices.Contains(want, have) {
-		return nil
+	s := fmt.Sprintf("%.40q is not one of %s", have, strings.Join(want, ", "))
+	near := nearestOf(have, want)
+	if i := slices.IndexFunc(want, func(w string) bool { return strings.HasPrefix(w, have) }); near == "" && i >= 0 {
+		near = want[i]
 	}
-	return fmt.Errorf("%w: %s: %q is not one of %s", ErrConfig, key, have, strings.Join(want, ", "))
+	if near != "" {
+		s += "; did you mean " + near + "?"
+	}
+	return errors.New(s)
 }

@@ -42,7 +42,9 @@ func TestRoundTrip(t *testing.T) {
 		c := sample()
 		c.Node.VirtualIP6 = netip.Addr{}
 		c.Tun = Tun{Name: "bx1", MTU: 1400}
-		c.Transport = Transport{Port: 7, STUNServers: []string{"s:1"}, Cipher: "aes256gcm"}
+		c.Transport = Transport{Port: 7, STUNServers: []string{"s:1"}, Cipher: "aes256gcm", Relay: true}
+		c.Bonding = Bonding{Critical: "duplicate", Telemetry: "redundant-adaptive", Bulk: "active-backup"}
+		c.Uplinks = []Uplink{{Name: "wwan*", Metered: true, Budget: "1B"}, {Name: "eth1", Ignore: true}}
 		c.Log = Log{Format: "json", Level: "warn"}
 		c.PSK.File = "other"
 		c.Hub.Proxy = "http://proxy.example:3128"
@@ -92,6 +94,7 @@ func TestErrors(t *testing.T) {
 		{"Port", "[transport]", "[transport]\nport = 70000", "transport.port"},
 		{"STUN", "[transport]", "[transport]\nstun_servers = ['x']", "transport.stun_servers"},
 		{"Cipher", "[transport]", "[transport]\ncipher = 'rot13'", "is not one of auto,"},
+		{"CipherNear", "[transport]", "[transport]\n\ncipher = 'aes256'", "line 31: transport.cipher: \"aes256\" is not one of auto, chacha20poly1305, aes256gcm; did you mean aes256gcm?"},
 		{"Epoch", "epoch = 1", "epoch = 300", "line "},
 		{"Large", "[tun]", strings.Repeat("#", MaxSize), "at most"},
 	} {
@@ -120,6 +123,9 @@ func TestLoadWantsPrivate(t *testing.T) {
 
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(text(f, sample())))
+	f.Add([]byte(withUplinks(f, uplinks)))
+	f.Add([]byte(withUplinks(f, "[[uplink]]\nname='a'\nbudget='1.5GB'\n[[uplink]]\n")))
+	f.Add([]byte(withUplinks(f, "uplink = [{name='a*', budget='1KiB'}]\nbonding = {bulk='balance'}\n")))
 	f.Add([]byte("[hub]\nurl='https://a'\n[hub]\n"))
 	f.Add([]byte("node.virtual_ip = '::ffff:1.2.3.4'"))
 	f.Fuzz(func(t *testing.T, in []byte) {

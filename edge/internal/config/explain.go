@@ -37,26 +37,30 @@ func explain(err error) string {
 }
 
 // nearest returns the known key with the fewest edits, at most a third of it.
-func nearest(key string) string {
-	best, cost := "", len(key)/3+1
-	for _, k := range keys(reflect.TypeFor[Config](), "") {
-		if d := distance(key, k); d < cost {
+func nearest(key string) string { return nearestOf(key, keys(reflect.TypeFor[Config](), "")) }
+
+func nearestOf(word string, known []string) string {
+	best, cost := "", len(word)/3+1
+	for _, k := range known {
+		if d := distance(word, k); d < cost {
 			best, cost = k, d
 		}
 	}
 	return best
 }
 
+// keys lists the keys of tables and of arrays of tables.
 func keys(t reflect.Type, prefix string) []string {
 	var out []string
 	for f := range t.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
-		if prefix == "" {
-			out = append(out, name)
-			out = append(out, keys(f.Type, name+".")...)
-			continue
-		}
 		out = append(out, prefix+name)
+		if typ := f.Type; prefix == "" {
+			if typ.Kind() == reflect.Slice {
+				typ = typ.Elem()
+			}
+			out = append(out, keys(typ, name+".")...)
+		}
 	}
 	return out
 }
