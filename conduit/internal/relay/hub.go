@@ -234,17 +234,18 @@ func (b *HubBind) run(ctx context.Context, cancel context.CancelCauseFunc) {
 	defer cancel(nil)
 	watch.Go(func() { b.watchIdle(ctx, cancel) })
 	for failures := 0; ; {
-		var since time.Time
+		var since atomic.Int64 // Unix ns
+		var first sync.Once
 		err := b.cfg.Stream.RelayPackets(ctx, func(from identity.PeerID, packet []byte) {
-			if since.IsZero() {
-				since = time.Now()
+			first.Do(func() {
+				since.Store(time.Now().UnixNano())
 				b.up()
-			}
+			})
 			b.arrived(from, packet)
 		}, b.cfg.Gone)
 		lived := time.Duration(0)
-		if !since.IsZero() {
-			lived = time.Since(since)
+		if at := since.Load(); at != 0 {
+			lived = time.Since(time.Unix(0, at))
 			b.down()
 		}
 		if ctx.Err() != nil {

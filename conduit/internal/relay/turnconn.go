@@ -92,12 +92,13 @@ func (c *turnConn) inspect(b []byte) (v verdict, peer netip.AddrPort, data []byt
 		return toPion, peer, nil, 0
 	case classError:
 		// Most errors are not signed. They must at least answer what was asked, which
-		// nobody off the path can know.
-		if m.code == 0 || m.integrity != 0 && !c.signed(b, &m) || !c.answers(b) {
+		// nobody off the path can know. pion's server leaves the code out where it
+		// refuses a peer, and signs that.
+		if (m.code == 0 || m.integrity != 0) && !c.signed(b, &m) || !c.answers(b) {
 			return drop, peer, nil, 0
 		}
 		c.learnRealm(&m)
-		lost := m.code == codeMismatch || m.code == codeUnauthorized || m.method == methodRefresh && m.code != codeStaleNonce
+		lost := m.code == codeMismatch || m.code == codeUnauthorized || m.method == methodRefresh && m.code != codeStaleNonce && m.code != 0
 		if m.method != methodAllocate && lost {
 			return fatal, peer, nil, m.code
 		}
