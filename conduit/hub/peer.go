@@ -3,7 +3,6 @@
 package hub
 
 import (
-	"crypto/ecdh"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit"
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 )
@@ -38,7 +38,7 @@ func peerFrom(p *dispatchv1.Peer) (conduit.Peer, error) {
 	if len(p.GetEd25519PublicKey()) != ed25519.PublicKeySize {
 		return bad("bad ed25519 key")
 	}
-	x, err := ecdh.X25519().NewPublicKey(p.GetX25519PublicKey())
+	x, err := fips.NewX25519PublicKey(p.GetX25519PublicKey())
 	if err != nil {
 		return bad("bad x25519 key")
 	}

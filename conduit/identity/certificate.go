@@ -20,6 +20,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 )
 
 // oidX25519 marks the certificate extension with the node's X25519 public key,
@@ -138,7 +140,7 @@ func FromX509(leaf *x509.Certificate) (*Certificate, error) {
 		if rest, err := asn1.Unmarshal(e.Value, &raw); err != nil || len(rest) != 0 {
 			return bad("malformed X25519 extension")
 		}
-		k, err := ecdh.X25519().NewPublicKey(raw)
+		k, err := fips.NewX25519PublicKey(raw)
 		if err != nil {
 			return bad("malformed X25519 key")
 		}

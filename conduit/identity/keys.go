@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 )
 
 // Keys are a node's long-lived private keys: Ed25519 for signatures and TLS,
@@ -27,7 +29,7 @@ func GenerateKeys() (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("generate ed25519 key: %w", err)
 	}
-	x, err := ecdh.X25519().GenerateKey(rand.Reader)
+	x, err := fips.GenerateX25519()
 	if err != nil {
 		return nil, fmt.Errorf("generate x25519 key: %w", err)
 	}
@@ -137,5 +139,9 @@ func parseKey(b []byte) (any, error) {
 	if blk == nil || blk.Type != "PRIVATE KEY" {
 		return nil, errors.New("no PRIVATE KEY block")
 	}
-	return x509.ParsePKCS8PrivateKey(blk.Bytes)
+	// One of the two keys is X25519.
+	var k any
+	var err error
+	fips.Unapproved(func() { k, err = x509.ParsePKCS8PrivateKey(blk.Bytes) })
+	return k, err
 }

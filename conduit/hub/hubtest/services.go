@@ -11,10 +11,11 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 )
 
-func x25519(raw []byte) (*ecdh.PublicKey, error) { return ecdh.X25519().NewPublicKey(raw) }
+func x25519(raw []byte) (*ecdh.PublicKey, error) { return fips.NewX25519PublicKey(raw) }
 
 // WatchTopology implements TopologyService.
 func (h *Hub) WatchTopology(ctx context.Context, req *dispatchv1.WatchTopologyRequest, stream *connect.ServerStream[dispatchv1.WatchTopologyResponse]) error {

@@ -3,13 +3,13 @@
 package snapshot
 
 import (
-	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/fxamacker/cbor/v2"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
 )
@@ -133,7 +133,7 @@ func (p *peer) read() (*Peer, error) {
 	if err := checkTags(p.Tags); err != nil {
 		return nil, err
 	}
-	x, err := ecdh.X25519().NewPublicKey(p.X25519)
+	x, err := fips.NewX25519PublicKey(p.X25519)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@
 package ca
 
 import (
-	"crypto/ecdh"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -25,6 +24,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
 )
@@ -175,7 +175,7 @@ func (c *CA) RootPEM() []byte { return identity.MarshalChainPEM([][]byte{c.Root.
 // IssueNode signs the certificate of n and returns the chain as PEM, without the
 // root.
 func (c *CA) IssueNode(n store.Node, serial []byte, now, notAfter time.Time) ([]byte, error) {
-	x, err := ecdh.X25519().NewPublicKey(n.X25519)
+	x, err := fips.NewX25519PublicKey(n.X25519)
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate for %s: %w", n.ID.Short(), err)
 	}

@@ -4,7 +4,6 @@ package rpc
 
 import (
 	"context"
-	"crypto/ecdh"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
@@ -17,6 +16,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/ca"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/store"
@@ -129,7 +129,7 @@ func (p provisioning) joinOf(req *dispatchv1.ProvisionRequest) (j store.Join, ke
 	if err != nil {
 		return bad(err.Error())
 	}
-	x, err := ecdh.X25519().NewPublicKey(req.GetX25519PublicKey())
+	x, err := fips.NewX25519PublicKey(req.GetX25519PublicKey())
 	if err != nil {
 		return bad("x25519_public_key: want 32 bytes")
 	}

@@ -4,12 +4,12 @@ package rpc
 
 import (
 	"context"
-	"crypto/ecdh"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	dispatchv1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/dispatch/v1"
 )
@@ -70,7 +70,7 @@ func (p provisioning) Rekey(ctx context.Context, req *dispatchv1.RekeyRequest) (
 	if err != nil {
 		return bad(err.Error())
 	}
-	x, err := ecdh.X25519().NewPublicKey(req.GetX25519PublicKey())
+	x, err := fips.NewX25519PublicKey(req.GetX25519PublicKey())
 	if err != nil {
 		return bad("x25519_public_key: want 32 bytes")
 	}

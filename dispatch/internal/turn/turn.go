@@ -28,6 +28,7 @@ import (
 
 	"github.com/pion/turn/v4"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/stun"
 )
@@ -238,12 +239,17 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 		sock := newSocket(s, c)
 		s.sockets = append(s.sockets, sock)
 		s.wg.Add(1) // the reader's, which pion starts
-		ts, err := turn.NewServer(turn.ServerConfig{
-			PacketConnConfigs: []turn.PacketConnConfig{{
-				PacketConn: sock, RelayAddressGenerator: sock, PermissionHandler: sock.permit,
-			}},
-			LoggerFactory: logs{cfg.Logger}, Realm: realm,
-			AuthHandler: sock.authenticate, QuotaHandler: sock.quota, EventHandler: sock.events(),
+		// TURN's HMAC-SHA-1 and MD5 run on the goroutines that this starts.
+		var ts *turn.Server
+		var err error
+		fips.Unapproved(func() {
+			ts, err = turn.NewServer(turn.ServerConfig{
+				PacketConnConfigs: []turn.PacketConnConfig{{
+					PacketConn: sock, RelayAddressGenerator: sock, PermissionHandler: sock.permit,
+				}},
+				LoggerFactory: logs{cfg.Logger}, Realm: realm,
+				AuthHandler: sock.authenticate, QuotaHandler: sock.quota, EventHandler: sock.events(),
+			})
 		})
 		if err != nil {
 			s.wg.Done()
