@@ -25,6 +25,7 @@ func refuse(why string) error { return fmt.Errorf("%w: %s", ErrHandshake, why) }
 type initiator struct {
 	cfg     *Config
 	sid     wire.SID
+	knocked bool // it answers the KNOCK of that SID
 	index   uint32
 	ice     wire.ICE
 	epoch   uint8 // of the PSK
@@ -34,14 +35,20 @@ type initiator struct {
 	started time.Time
 }
 
-// newInitiator makes M1.
-func newInitiator(cfg *Config, epoch uint8, now time.Time) (*initiator, error) {
+// newInitiator makes M1: of a random SID, or in answer to the KNOCK of that SID.
+func newInitiator(cfg *Config, epoch uint8, knock *wire.SID, now time.Time) (*initiator, error) {
 	// A mesh with a PSK never falls back to none.
 	if cfg.PSK != nil && cfg.psk(epoch) == nil {
 		return nil, fmt.Errorf("no pre-shared key of epoch %d", epoch)
 	}
 	a := &initiator{cfg: cfg, epoch: epoch, started: now}
-	_, _ = rand.Read(a.sid[:]) // never fails since Go 1.24
+	caps := cfg.Caps
+	if knock != nil {
+		a.sid, a.knocked = *knock, true
+		caps |= wire.CapAnswersKnock
+	} else {
+		_, _ = rand.Read(a.sid[:]) // never fails since Go 1.24
+	}
 	var err error
 	if a.eph, err = ecdh.X25519().GenerateKey(rand.Reader); err != nil {
 		return nil, err
@@ -51,7 +58,7 @@ func newInitiator(cfg *Config, epoch uint8, now time.Time) (*initiator, error) {
 	}
 	a.index, a.ice = cfg.Indexes.Reserve(), cfg.NewICE() // nothing fails from here on
 	m := wire.Invite{
-		SID: a.sid, Index: a.index, Suites: cfg.Suites, Caps: cfg.Caps, PSKEpoch: epoch,
+		SID: a.sid, Index: a.index, Suites: cfg.Suites, Caps: caps, PSKEpoch: epoch,
 		From: cfg.Keys.ID(), To: cfg.Peer, Chain: cfg.Chain,
 	}
 	copy(m.X25519[:], a.eph.PublicKey().Bytes())
@@ -154,14 +161,21 @@ type rejected struct{ reason uint8 }
 func (r rejected) Error() string { return fmt.Sprintf("invite rejected, reason %d", r.reason) }
 
 // newResponder handles M1 and makes M2. The cheap checks come first: nothing is
-// computed for a message whose signature is not the peer's.
-func newResponder(cfg *Config, b []byte, now time.Time) (*responder, error) {
+// computed for a message whose signature is not the peer's. knocks are the SIDs of
+// our KNOCKs that count.
+func newResponder(cfg *Config, b []byte, knocks []wire.SID, now time.Time) (*responder, error) {
 	var m wire.Invite
 	if err := m.Parse(b); err != nil {
 		return nil, err
 	}
 	if m.To != cfg.Keys.ID() || m.From != cfg.Peer {
 		return nil, refuse("invite is for another pair of peers")
+	}
+	if m.Caps&wire.CapAnswersKnock != 0 && !slices.Contains(knocks, m.SID) {
+		return nil, refuse("invite answers no knock of ours")
+	}
+	if !cfg.Limits.allow(now) {
+		return nil, refuse("handshakes come too often")
 	}
 	cert, err := cfg.checkChain(m.Chain, now)
 	if err != nil {
@@ -201,7 +215,7 @@ func newResponder(cfg *Config, b []byte, now time.Time) (*responder, error) {
 		clear(z)
 	}
 	r := &responder{
-		cfg: cfg, sid: m.SID, index: cfg.Indexes.Reserve(), remote: m.Index, caps: m.Caps, suite: suite,
+		cfg: cfg, sid: m.SID, index: cfg.Indexes.Reserve(), remote: m.Index, caps: m.Caps &^ wire.CapAnswersKnock, suite: suite,
 		ice: cfg.NewICE(), cert: cert, started: now,
 	}
 	off := wire.Offer{SID: m.SID, Index: r.index, Suite: suite}
@@ -273,14 +287,4 @@ func (c *Config) checkChain(chain [][]byte, now time.Time) (*identity.Certificat
 		return nil, refuse("certificate is denied")
 	}
 	return cert, nil
-}
-
-// choose takes the first suite of ours that the other side also has.
-func choose(ours, theirs []wire.Suite) (wire.Suite, bool) {
-	for _, s := range ours {
-		if slices.Contains(theirs, s) {
-			return s, true
-		}
-	}
-	return 0, false
 }

@@ -203,13 +203,14 @@ func (c *Courier) Send(peer identity.PeerID, key *ecdh.PublicKey, body []byte, t
 	c.cfg.random(id[:])
 	o.id = binary.BigEndian.Uint32(id[:])
 	same := 0
-	for i := len(c.outgoing) - 1; i >= 0; i-- {
-		if c.outgoing[i].peer != peer {
-			continue
+	for _, x := range c.outgoing {
+		if x.peer == peer {
+			same++
 		}
-		if same++; same >= maxPerPeer { // the oldest of this peer
-			c.outgoing = slices.Delete(c.outgoing, i, i+1)
-		}
+	}
+	if same >= maxPerPeer { // the oldest of this peer makes room
+		i := slices.IndexFunc(c.outgoing, func(x *outgoing) bool { return x.peer == peer })
+		c.outgoing = slices.Delete(c.outgoing, i, i+1)
 	}
 	if len(c.outgoing) >= maxOutgoing {
 		c.outgoing = slices.Delete(c.outgoing, 0, 1)

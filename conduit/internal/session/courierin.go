@@ -62,12 +62,12 @@ func (c *Courier) hello(from Addr, b []byte) error {
 	if len(b) != helloLen {
 		return undelivered("malformed")
 	}
-	clear, mac1 := b[:helloLen-cookieLen], b[helloLen-cookieLen:]
-	if want := shortMAC(c.macKey[:], clear); !hmac.Equal(want[:], mac1) {
+	signed, mac1 := b[:helloLen-cookieLen], b[helloLen-cookieLen:]
+	if want := shortMAC(c.macKey[:], signed); !hmac.Equal(want[:], mac1) {
 		return undelivered("wrong first MAC")
 	}
 	cookie := c.cookie(from.Remote, 0)
-	out := append(handshakeHeader(kindCookie), clear[wire.HeaderLen:]...)
+	out := append(handshakeHeader(kindCookie), signed[wire.HeaderLen:]...)
 	c.send(from, append(out, cookie[:]...))
 	return nil
 }

@@ -234,10 +234,11 @@ func TestReject(t *testing.T) {
 		p := newPair(t, nil)
 		ghost, _ := p.stranger(p.ca)
 		p.lo.connect(p.now)
-		_, sid, _ := wire.ParseMsgHeader(p.lo.take())
+		m1 := p.lo.take()
+		_, sid, _ := wire.ParseMsgHeader(m1)
 		reject := func(k ed25519.PrivateKey, role string, sid wire.SID) []byte {
 			r := wire.Reject{SID: sid, Reason: reason}
-			r.Sig = refSign(k, role, refHash(r.AppendUnsigned(nil)))
+			r.Sig = refSign(k, role, refHash(r.AppendUnsigned(nil), refHash(m1)))
 			return r.Append(nil)
 		}
 		good := reject(p.hi.keys.Ed25519, "reject", sid)
@@ -245,6 +246,9 @@ func TestReject(t *testing.T) {
 		p.lo.quiet(t, reject(p.lo.keys.Ed25519, "reject", sid), p.now, "signature")
 		p.lo.quiet(t, reject(p.hi.keys.Ed25519, "knock", sid), p.now, "signature")
 		p.lo.quiet(t, reject(p.hi.keys.Ed25519, "reject", wire.SID{}), p.now, "no open invite")
+		other := wire.Reject{SID: sid, Reason: reason} // of another invite with this sid
+		other.Sig = refSign(p.hi.keys.Ed25519, "reject", refHash(other.AppendUnsigned(nil), refHash(append(slices.Clone(m1), 0))))
+		p.lo.quiet(t, other.Append(nil), p.now, "signature")
 		for i := range good {
 			bad := slices.Clone(good)
 			bad[i] ^= 1
@@ -346,4 +350,9 @@ func TestCandidatesOfTwoSessions(t *testing.T) {
 		moved.SID, moved.Seq = p.lo.est[3-i].SID, 9
 		p.hi.quiet(t, moved.Append(nil), p.now, "open")
 	}
+}
+
+// refusedFor reports whether err is one of a dropped message, about want.
+func refusedFor(err error, want string) bool {
+	return refused(err) && strings.Contains(err.Error(), want)
 }

@@ -234,7 +234,7 @@ func invariants(t testing.TB, p *pair) {
 		}
 	}
 	for i, e := range []*end{p.lo, p.hi} {
-		if n := len(e.idx.live) - len(e.est); n < 0 || n > []int{1, 3}[i] {
+		if n := len(e.idx.live) - len(e.est); n < 0 || n > []int{2, 3}[i] {
 			t.Fatalf("end %d has %d attempts open", i, n)
 		}
 		if e.m.Connecting() && e.m.NextTick().IsZero() {

@@ -70,6 +70,8 @@ type Config struct {
 	Suites  []wire.Suite
 	Caps    uint32
 	Indexes Indexes
+	// Limits are shared by all Machines of a node; nil means limits of this peer only.
+	Limits *Limits
 	// NewICE returns fresh ICE credentials.
 	NewICE func() wire.ICE
 }
@@ -136,6 +138,8 @@ type Machine struct {
 	lastTry  time.Time // last knock that was answered
 	behind   bool      // the peer has not got the new PSK yet
 	attempt  *initiator
+	reply    *initiator // an attempt that answers a knock: one invite, no retry
+	knocks   []wire.SID // of ours, that may be answered
 	half     []*responder
 	seen     map[[32]byte]time.Time
 	sessions []*Established // newest last; at most 2, for candidates
@@ -143,6 +147,9 @@ type Machine struct {
 
 // New returns a machine for one peer.
 func New(cfg Config) *Machine {
+	if cfg.Limits == nil {
+		cfg.Limits = &Limits{}
+	}
 	return &Machine{
 		cfg: cfg, initiates: cfg.Keys.ID().Compare(cfg.Peer) < 0,
 		seen: make(map[[32]byte]time.Time),
@@ -176,8 +183,9 @@ func (m *Machine) Connect(now time.Time) {
 
 // Cancel gives up a Connect without a Failed output.
 func (m *Machine) Cancel() {
-	m.wanted = time.Time{}
-	m.dropAttempt()
+	m.wanted, m.knocks = time.Time{}, nil
+	m.drop(&m.attempt)
+	m.drop(&m.reply)
 }
 
 func (m *Machine) try(now time.Time) {
@@ -187,42 +195,60 @@ func (m *Machine) try(now time.Time) {
 		k := wire.Knock{From: m.cfg.Keys.ID(), To: m.cfg.Peer}
 		_, _ = rand.Read(k.SID[:])
 		k.Sig = sign(m.cfg.Keys.Ed25519, "knock", hashAll(k.AppendUnsigned(nil)))
+		m.knocks = append(m.knocks, k.SID)
 		m.send(k.Append(nil))
 		return
 	}
-	m.dropAttempt()
+	if err := m.begin(&m.attempt, nil, now); err != nil {
+		m.fail(err)
+	}
+}
+
+// begin makes an attempt, in place of the one that was there, and sends its invite.
+func (m *Machine) begin(at **initiator, knock *wire.SID, now time.Time) error {
+	m.drop(at)
 	epoch := m.cfg.PSKEpoch
 	if m.behind && m.cfg.PSKBefore != nil {
 		if before, ok := m.cfg.PSKBefore(); ok {
 			epoch = before
 		}
 	}
-	a, err := newInitiator(&m.cfg, epoch, now)
+	a, err := newInitiator(&m.cfg, epoch, knock, now)
 	if err != nil {
-		m.fail(err)
-		return
+		return err
 	}
-	m.attempt = a
+	*at = a
 	m.send(a.invite)
+	return nil
 }
 
 func (m *Machine) send(b []byte) { m.out = append(m.out, Output{Send: b}) }
 
 func (m *Machine) fail(err error) {
-	m.wanted = time.Time{}
-	m.dropAttempt()
+	m.Cancel()
 	m.out = append(m.out, Output{Failed: err})
 }
 
-func (m *Machine) dropAttempt() {
-	if m.attempt != nil {
-		m.cfg.Indexes.Release(m.attempt.index)
-		m.attempt = nil
+// drop ends an attempt of ours, if there is one.
+func (m *Machine) drop(at **initiator) {
+	if *at != nil {
+		m.cfg.Indexes.Release((*at).index)
+		*at = nil
 	}
 }
 
+// open returns where the attempt of a SID is, or nil.
+func (m *Machine) open(sid wire.SID) **initiator {
+	for _, at := range []**initiator{&m.attempt, &m.reply} {
+		if *at != nil && (*at).sid == sid {
+			return at
+		}
+	}
+	return nil
+}
+
 func (m *Machine) established(e *Established) {
-	m.wanted = time.Time{}
+	m.Cancel()
 	m.sessions = append(m.sessions, e)
 	if len(m.sessions) > 2 {
 		m.sessions = m.sessions[1:]
@@ -246,13 +272,19 @@ func (m *Machine) NextTick() time.Time {
 	for _, r := range m.half {
 		earliest(r.started.Add(attemptLife))
 	}
+	if m.reply != nil {
+		earliest(m.reply.started.Add(attemptLife))
+	}
 	return t
 }
 
 // Tick lets time pass: retries, and the end of what was not answered.
 func (m *Machine) Tick(now time.Time) {
 	for len(m.half) > 0 && now.Sub(m.half[0].started) >= attemptLife {
-		m.dropHalf()
+		m.dropHalf(m.half[0])
+	}
+	if m.reply != nil && now.Sub(m.reply.started) >= attemptLife {
+		m.drop(&m.reply)
 	}
 	if !m.Connecting() {
 		return
@@ -296,24 +328,7 @@ func (m *Machine) Step(b []byte, now time.Time) error {
 	case wire.MsgInvite:
 		return m.invite(b, now)
 	case wire.MsgOffer:
-		if m.attempt == nil || m.attempt.sid != sid {
-			return refuse("offer for no open invite")
-		}
-		// The peer forgets its half as well: a confirm would make a session that
-		// only we have.
-		if now.Sub(m.attempt.started) >= attemptLife {
-			return refuse("offer is too late")
-		}
-		e, confirm, err := m.attempt.offer(b, now)
-		if err != nil {
-			// The hub may have tampered: the genuine offer can still come.
-			m.lastErr = err
-			return err
-		}
-		m.attempt = nil // its index lives on in the session
-		m.send(confirm)
-		m.established(e)
-		return nil
+		return m.offer(b, sid, now)
 	case wire.MsgConfirm:
 		for i, r := range m.half {
 			if r.sid != sid {
@@ -324,9 +339,10 @@ func (m *Machine) Step(b []byte, now time.Time) error {
 				return err
 			}
 			for range i { // older attempts lost the race; a newer one may still win
-				m.dropHalf()
+				m.dropHalf(m.half[0])
 			}
 			m.half = m.half[1:]
+			m.cfg.Limits.remove(r)
 			m.established(e)
 			return nil
 		}
@@ -352,112 +368,6 @@ func (m *Machine) Step(b []byte, now time.Time) error {
 	}
 }
 
-func (m *Machine) invite(b []byte, now time.Time) error {
-	if m.initiates {
-		return refuse("invite from the peer that should knock")
-	}
-	h := hashAll(b)
-	if _, ok := m.seen[h]; ok {
-		return refuse("invite was seen before")
-	}
-	r, err := newResponder(&m.cfg, b, now)
-	if rej, ok := errors.AsType[rejected](err); ok {
-		out := wire.Reject{Reason: rej.reason}
-		_, out.SID, _ = wire.ParseMsgHeader(b)
-		out.Sig = sign(m.cfg.Keys.Ed25519, "reject", hashAll(out.AppendUnsigned(nil)))
-		m.send(out.Append(nil))
-	}
-	if err != nil {
-		return err
-	}
-	m.remember(h, now)
-	if len(m.half) >= maxHalfOpen {
-		m.dropHalf()
-	}
-	m.half = append(m.half, r)
-	m.send(r.offer)
-	return nil
-}
-
-// dropHalf drops the oldest unconfirmed attempt.
-func (m *Machine) dropHalf() {
-	m.cfg.Indexes.Release(m.half[0].index)
-	m.half[0].sched.erase()
-	m.half = m.half[1:]
-}
-
-// remember keeps the hash of a message that must not count twice; the oldest goes.
-func (m *Machine) remember(h [32]byte, now time.Time) {
-	if len(m.seen) >= maxSeen {
-		var oldest [32]byte
-		at := now
-		for k, t := range m.seen {
-			if !t.After(at) {
-				oldest, at = k, t
-			}
-		}
-		delete(m.seen, oldest)
-	}
-	m.seen[h] = now
-}
-
-func (m *Machine) knock(b []byte, now time.Time) error {
-	var k wire.Knock
-	if err := k.Parse(b); err != nil {
-		return err
-	}
-	if !m.initiates || k.From != m.cfg.Peer || k.To != m.cfg.Keys.ID() {
-		return refuse("knock at the wrong door")
-	}
-	if !verify(m.cfg.PeerEd25519, "knock", hashAll(k.AppendUnsigned(nil)), k.Sig[:]) {
-		return refuse("bad signature in knock")
-	}
-	if !m.lastTry.IsZero() && now.Sub(m.lastTry) < knockGap {
-		return refuse("knocks too often")
-	}
-	h := hashAll(b)
-	if _, ok := m.seen[h]; ok {
-		return refuse("knock was seen before")
-	}
-	m.remember(h, now)
-	m.lastTry = now
-	if m.Connecting() { // an invite is out; the peer may have missed it
-		m.try(now)
-		return nil
-	}
-	m.Connect(now)
-	return nil
-}
-
-func (m *Machine) reject(b []byte, sid wire.SID, now time.Time) error {
-	var r wire.Reject
-	if err := r.Parse(b); err != nil {
-		return err
-	}
-	if m.attempt == nil || m.attempt.sid != sid {
-		return refuse("reject for no open invite")
-	}
-	if !verify(m.cfg.PeerEd25519, "reject", hashAll(r.AppendUnsigned(nil)), r.Sig[:]) {
-		return refuse("bad signature in reject")
-	}
-	if r.Reason == wire.RejectPSKEpoch && !m.behind && m.cfg.PSKBefore != nil {
-		if _, ok := m.cfg.PSKBefore(); ok {
-			m.behind = true
-			m.try(now)
-			return nil
-		}
-	}
-	why, ok := map[uint8]string{
-		wire.RejectSuite: "no cipher in common", wire.RejectPSKEpoch: "peer does not know the pre-shared key epoch",
-		wire.RejectBusy: "peer is busy", wire.RejectPolicy: "peer's policy",
-	}[r.Reason]
-	if !ok {
-		why = fmt.Sprintf("reason %d", r.Reason)
-	}
-	m.fail(fmt.Errorf("peer rejected the session: %s", why))
-	return nil
-}
-
 // SealCandidates makes a body with our candidates for session e.
 func (e *Established) SealCandidates(lines []string, flags wire.CandidateFlags) ([]byte, error) {
 	return e.signal.seal(e.SID, lines, flags)
@@ -467,6 +377,6 @@ func (e *Established) SealCandidates(lines []string, flags wire.CandidateFlags) 
 func (m *Machine) Close() {
 	m.Cancel()
 	for len(m.half) > 0 {
-		m.dropHalf()
+		m.dropHalf(m.half[0])
 	}
 }

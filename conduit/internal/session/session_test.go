@@ -208,22 +208,6 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
-func TestSuites(t *testing.T) {
-	p := newPair(t, func(_, hi *session.Config) { hi.Suites = []wire.Suite{wire.SuiteAES, wire.SuiteChaCha} })
-	p.lo.connect(p.now)
-	p.run()
-	p.agreed()
-	if s := p.lo.est[0].Secrets.Suite; s != wire.SuiteAES {
-		t.Errorf("suite = %v, want the responder's choice", s)
-	}
-	p = newPair(t, func(lo, hi *session.Config) { lo.Suites, hi.Suites = lo.Suites[:1], []wire.Suite{wire.SuiteAES} })
-	p.lo.connect(p.now)
-	p.run()
-	if len(p.lo.failed) != 1 || !strings.Contains(p.lo.failed[0].Error(), "cipher") || len(p.lo.idx.live)+len(p.hi.idx.live) != 0 {
-		t.Errorf("no suite in common: %v, indexes %v %v", p.lo.failed, p.lo.idx.live, p.hi.idx.live)
-	}
-}
-
 func TestPSK(t *testing.T) {
 	p := newPair(t, func(_, hi *session.Config) { hi.PSK = func(uint8) []byte { return bytes.Repeat([]byte{8}, 32) } })
 	p.lo.connect(p.now)
