@@ -192,15 +192,10 @@ func (r *Report) message() *dispatchv1.ReportMetricsRequest {
 		})
 	}
 	for i := range st.Peers {
-		p := &st.Peers[i]
-		kind := pathKind(p.Path.Type)
-		if kind == "" {
-			continue
+		if paths := pathMetrics(&st.Peers[i]); len(paths) > 0 {
+			m.Sessions++
+			m.Paths = append(m.Paths, paths...)
 		}
-		m.Sessions++
-		m.Paths = append(m.Paths, &dispatchv1.PathMetrics{
-			Peer: p.ID, Kind: kind, RttUs: uint64(max(p.Path.RTT, 0) * 1000), TxBytes: p.TxBytes, RxBytes: p.RxBytes,
-		})
 	}
 	slices.SortStableFunc(m.Paths, func(a, b *dispatchv1.PathMetrics) int {
 		return cmp.Compare(b.GetTxBytes()+b.GetRxBytes(), a.GetTxBytes()+a.GetRxBytes())
@@ -210,17 +205,27 @@ func (r *Report) message() *dispatchv1.ReportMetricsRequest {
 	return m
 }
 
-// pathKind is the path's type as reports name it; empty where there is no path.
-func pathKind(t string) string {
-	switch t {
-	case "direct":
-		return "direct"
-	case "relay":
-		return "turn"
-	case "hub":
-		return "hub-relay"
+// pathMetrics is what a report says of a peer's paths: those that carry, or would.
+func pathMetrics(p *conduit.PeerStatus) (out []*dispatchv1.PathMetrics) {
+	for i := range p.Paths {
+		d := &p.Paths[i]
+		if !knownKind(d.Kind) || d.State != "valid" && d.State != "suspect" {
+			continue
+		}
+		out = append(out, &dispatchv1.PathMetrics{
+			Peer: p.ID, Kind: d.Kind, RttUs: micros(d.RTT), LossPpm: uint32(min(max(d.Loss, 0), 1) * 1e6), TxBytes: d.TxBytes, RxBytes: d.RxBytes,
+		})
 	}
-	return ""
+	if len(p.Paths) == 0 && knownKind(p.Path.Type) {
+		out = append(out, &dispatchv1.PathMetrics{Peer: p.ID, Kind: p.Path.Type, RttUs: micros(p.Path.RTT), TxBytes: p.TxBytes, RxBytes: p.RxBytes})
+	}
+	return out
+}
+
+func micros(ms float64) uint64 { return uint64(max(ms, 0) * 1000) }
+
+func knownKind(kind string) bool {
+	return slices.Contains([]string{"direct", "turn", "peer-relay", "hub-relay"}, kind)
 }
 
 // busiest keeps the rules that denied most.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/bauxite-mesh/bauxite/conduit"
 	"github.com/bauxite-mesh/bauxite/conduit/hub/hubtest"
@@ -190,6 +191,38 @@ func TestReport(t *testing.T) {
 	}
 	if d := m.GetDenied(); len(d) != maxDenied || d["rule99"] != 99 {
 		t.Errorf("denied = %v", d)
+	}
+}
+
+// TestReportPaths: every path that carries is reported, with its own figures.
+func TestReportPaths(t *testing.T) {
+	st := &conduit.Status{Peers: []conduit.PeerStatus{
+		{ID: "a", TxBytes: 99, Path: conduit.PathStatus{Type: "direct", RTT: 9}, Paths: []conduit.PathDetail{
+			{Kind: "direct", State: "valid", RTT: 1.5, Loss: 0.25, TxBytes: 10, RxBytes: 20},
+			{Kind: "turn", State: "suspect", RTT: 40, Loss: 1, TxBytes: 3},
+			{Kind: "hub-relay", State: "valid", RTT: -1},
+			{Kind: "direct", State: "probing"},
+			{Kind: "direct", State: "dead"},
+			{Kind: "pigeon", State: "valid"},
+		}},
+		{ID: "b", Paths: []conduit.PathDetail{{Kind: "direct", State: "dead"}}, Path: conduit.PathStatus{Type: "none"}},
+		{ID: "c", Path: conduit.PathStatus{Type: "peer-relay", RTT: 2}, RxBytes: 7},
+		{ID: "d", Path: conduit.PathStatus{Type: "none"}},
+	}}
+	m := (&Report{Status: st}).message()
+	want := []*dispatchv1.PathMetrics{
+		{Peer: "a", Kind: "direct", RttUs: 1500, LossPpm: 250_000, TxBytes: 10, RxBytes: 20},
+		{Peer: "c", Kind: "peer-relay", RttUs: 2000, RxBytes: 7},
+		{Peer: "a", Kind: "turn", RttUs: 40_000, LossPpm: 1_000_000, TxBytes: 3},
+		{Peer: "a", Kind: "hub-relay"},
+	}
+	if m.GetSessions() != 2 || len(m.GetPaths()) != len(want) {
+		t.Fatalf("%d sessions, paths %v", m.GetSessions(), m.GetPaths())
+	}
+	for i, w := range want {
+		if got := m.GetPaths()[i]; !proto.Equal(got, w) {
+			t.Errorf("path %d = %v, want %v", i, got, w)
+		}
 	}
 }
 
