@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -98,11 +99,11 @@ func (r Refusal) TooBig() bool { return r.Errno == syscall.EMSGSIZE }
 // Unreachable tells whether the socket has no way to the address at the moment:
 // the link is down or there is no route.
 func (r Refusal) Unreachable() bool {
-	switch r.Errno {
-	case syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENODEV, syscall.ENXIO, syscall.EADDRNOTAVAIL:
-		return true
-	}
-	return false
+	return slices.Contains(unreachable, r.Errno)
+}
+
+var unreachable = []syscall.Errno{
+	syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENODEV, syscall.ENXIO, syscall.EADDRNOTAVAIL,
 }
 
 func (e *SendError) Error() string {

@@ -227,7 +227,13 @@ func (m *Manager) follow(ctx context.Context, lost <-chan error) error {
 		case <-timer.C:
 			gain, armed = true, false
 		}
-		if again := m.reconcile(gain); again > 0 {
+		again := m.reconcile(gain)
+		if !gain && again == 0 {
+			// Always once more: IPv4 routes that go with a link are not reported, and
+			// may still be there now.
+			again = settle
+		}
+		if again > 0 {
 			if at := time.Now().Add(again); !armed || at.Before(due) {
 				due, armed = at, true
 				timer.Reset(again)

@@ -23,8 +23,8 @@ type want struct {
 }
 
 // reconcile makes the sockets fit the system. What is gone is always acted upon;
-// what is new only if gain is true. It returns when to call it with gain, 0 for
-// not at all.
+// what is new only if gain is true. It returns when to call it again with gain, 0
+// for not at all.
 func (m *Manager) reconcile(gain bool) (again time.Duration) {
 	links, err := m.cfg.system.scan()
 	if err != nil {
@@ -51,12 +51,11 @@ func (m *Manager) reconcile(gain bool) (again time.Duration) {
 	}
 	next := m.report(wants)
 	if !gain {
-		var more bool
-		if next, more = m.losses(next); more {
-			again = settle
-		}
+		next = m.losses(next)
 	}
-	m.tell(next)
+	if m.tell(next) && again == 0 {
+		again = settle
+	}
 	m.removeDead(alive)
 	return again
 }
@@ -261,16 +260,15 @@ func (m *Manager) report(wants []want) []Bound {
 // changed tells whether a known address became another one.
 func changed(old, now netip.Addr) bool { return old.IsValid() && now.IsValid() && old != now }
 
-// losses returns what was told last less what next lacks, and whether there is
-// more in next than that.
-func (m *Manager) losses(next []Bound) (out []Bound, more bool) {
+// losses returns what was told last less what next lacks.
+func (m *Manager) losses(next []Bound) (out []Bound) {
 	for _, b := range m.reported {
 		if slices.ContainsFunc(next, func(n Bound) bool { return n.Bind == b.Bind }) {
 			b.Moved = false
 			out = append(out, b)
 		}
 	}
-	return out, !slices.EqualFunc(out, next, same)
+	return out
 }
 
 // same tells whether a and b say the same; b's Moved is news by itself.
@@ -280,10 +278,10 @@ func same(a, b Bound) bool {
 		ua.Rule == ub.Rule && slices.Equal(ua.Addrs, ub.Addrs)
 }
 
-// tell calls Changed if there is something to tell.
-func (m *Manager) tell(next []Bound) {
+// tell calls Changed if there is something to tell, and reports whether it did.
+func (m *Manager) tell(next []Bound) bool {
 	if slices.EqualFunc(m.reported, next, same) {
-		return
+		return false
 	}
 	for _, b := range next {
 		k := originKey{b.Uplink.Name, b.V6}
@@ -297,17 +295,26 @@ func (m *Manager) tell(next []Bound) {
 	m.bounds = slices.Clone(next)
 	m.mu.Unlock()
 	m.cfg.Changed(slices.Clone(next))
+	return true
 }
 
 // removeDead gives back the sockets of interfaces that are gone.
 func (m *Manager) removeDead(alive map[key]bool) {
-	for k, s := range m.socks {
-		if alive[k] {
-			continue
+	for k := range m.failed {
+		if !alive[k] {
+			delete(m.failed, k)
 		}
-		delete(m.socks, k)
-		delete(m.failed, k)
-		m.log.Debug("socket given back", "bind", s.bind)
-		m.cfg.Remove(s.bind)
+	}
+	var dead []int
+	for k, s := range m.socks {
+		if !alive[k] {
+			delete(m.socks, k)
+			dead = append(dead, s.bind)
+		}
+	}
+	slices.Sort(dead)
+	for _, bind := range dead {
+		m.log.Debug("socket given back", "bind", bind)
+		m.cfg.Remove(bind)
 	}
 }

@@ -3,6 +3,7 @@
 package uplink
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -45,7 +46,7 @@ func (rtnetlink) subscribe() (events, error) {
 // (ENOBUFS) is a message too.
 func (s subscription) wait() error {
 	_, _, err := s.sock.Receive()
-	if err == unix.ENOBUFS || err == unix.EINTR {
+	if errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR) {
 		return nil
 	}
 	return err
