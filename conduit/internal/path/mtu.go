@@ -24,6 +24,8 @@ const (
 	mtuAttempts = 8 // of which more are lost together with small ones
 	confirmGap  = 30 * time.Second
 	raiseGap    = 10 * time.Minute
+	// fallGap is how long packets that are too big may still come.
+	fallGap = 50 * time.Millisecond
 )
 
 // outerSizes are the sizes of IP packets that are tried.
@@ -217,7 +219,10 @@ func (s *Set) TooBig(id ID, now time.Time) {
 		return
 	}
 	m := &p.m
-	if m.trying > m.cur { // it was a probe's
+	if m.trying > m.cur { // it was a probe's, or a packet's of before the fall
+		if m.seq == 0 {
+			return
+		}
 		m.ceiling = m.trying
 		s.rest(p)
 		return
@@ -228,4 +233,5 @@ func (s *Set) TooBig(id ID, now time.Time) {
 	m.ceiling = max(m.cur, 1)
 	s.setMTU(p, 0, false)
 	s.climb(p)
+	m.deadline = s.now + fallGap
 }

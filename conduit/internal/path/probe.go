@@ -25,7 +25,9 @@ const (
 
 	// Probes to paths that are not valid: this many at once, then one in paceGap.
 	burst   = 50
-	paceGap = 20 * time.Millisecond
+	paceGap = 10 * time.Millisecond
+	// triggerGap is the least time between probes that packets trigger.
+	triggerGap = 20 * time.Millisecond
 	// upgradeGap is how often silent pairs are tried again while a relay serves.
 	upgradeGap = 30 * time.Second
 )
@@ -261,7 +263,7 @@ func (s *Set) rearm(p *path) {
 
 // trigger probes p soon because something came from there.
 func (s *Set) trigger(p *path) {
-	if p.chal != nil || p.state == StateValid || s.now-p.lastProbe < paceGap {
+	if p.chal != nil || p.state == StateValid || s.now-p.lastProbe < triggerGap {
 		return
 	}
 	switch {

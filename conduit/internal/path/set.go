@@ -163,8 +163,13 @@ func (s *Set) pass() {
 		s.review()
 	}
 	s.upgrade()
-	for _, p := range s.paths {
+	for _, p := range s.paths { // what was never asked goes before what was
 		s.challenge(p)
+		if p.state == StateNew && s.dueProbe(p) <= s.now {
+			s.probe(p, 0)
+		}
+	}
+	for _, p := range s.paths {
 		if s.dueProbe(p) <= s.now {
 			s.probe(p, 0)
 		}
