@@ -20,8 +20,10 @@
 //  4. policy     source address binding, then the verdict
 //  5. tun.Write  same goroutine, a batch at a time
 //
-// Which session and path a peer uses is decided by package engine, which stores
-// its choice in atomic pointers read here.
+// Which session and which paths a peer uses is decided by package engine, which
+// stores its choice in atomic pointers read here. A packet is sealed once and sent
+// byte-identical on all paths of its lane (ways.go); what is sent on a path that
+// comes to Critical's begins with what the path has missed (ring.go).
 package dataplane
 
 import (
@@ -31,24 +33,27 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/classify"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/route"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
-	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 	"github.com/bauxite-mesh/bauxite/conduit/policy"
 	"github.com/bauxite-mesh/bauxite/conduit/transport"
 	"github.com/bauxite-mesh/bauxite/conduit/tun"
 )
 
-// Config is what a Dataplane is made of. All fields but Ask and Mesh are required.
+// Config is what a Dataplane is made of. Device, Policy, Local, STUN, Want, Control
+// and Logger are required. Hooks run on the packet path's goroutines: they must not
+// block.
 type Config struct {
 	Device tun.Device
+	// Binds are the first ones that AddBind takes.
 	Binds  []transport.Bind
 	Policy *policy.Engine
 	// Local are our virtual addresses.
 	Local []netip.Addr
-	// STUN takes datagrams for ICE; it must not block or keep b.
+	// STUN takes datagrams for ICE; it must not keep b.
 	STUN func(bind int, b []byte, from netip.AddrPort)
 	// Want asks for a session with a peer that packets wait for.
 	Want func(*Peer)
@@ -56,20 +61,21 @@ type Config struct {
 	// answer. Packets wait for it. Without Ask they are dropped.
 	Ask  func(netip.Addr)
 	Mesh []netip.Prefix
-	// Control takes sealed control packets that need a decision. body is its to
-	// keep.
+	// Control takes events of sessions. Body is its to keep.
 	Control func(Control)
+	// Handshake takes whole HANDSHAKE datagrams, at most 200 a second; it must not
+	// keep b. Nil: they are dropped.
+	Handshake func(from Path, b []byte)
+	// Forward returns the peer that a packet from a peer goes on to through us, or
+	// nil where we do not relay between the two. Nil: we relay nothing.
+	Forward func(from *Peer, to identity.PeerID) *Peer
+	// Relayed tells which path a packet from a peer came on that relay has passed
+	// on. Nil or false: it is dropped.
+	Relayed func(relay *Peer, from identity.PeerID) (Path, bool)
+	// Refused is told of datagrams that the system did not take, at most 100 a
+	// second: the link is down, or they are too large. May be nil.
+	Refused func(to Path, why transport.Refusal)
 	Logger  *slog.Logger
-}
-
-// Control is an authenticated control packet.
-type Control struct {
-	Session *Session
-	Type    wire.Type
-	Body    []byte
-	Path    Path
-	// At is when it arrived, on the clock of Now.
-	At int64
 }
 
 // Dataplane is the running packet path.
@@ -84,10 +90,21 @@ type Dataplane struct {
 	start    time.Time
 
 	stats stats
+	big   [bigSlots]limiter // by flow: ICMP about packets that do not fit
+
+	handshakes, refusals limiter
+
+	links    atomic.Pointer[[]*link] // by index; nil where it is gone
+	alive    atomic.Int32            // how many there are
+	sweeping atomic.Bool             // sweeper runs
+	sweeper  *time.Timer
 
 	done chan struct{}
 	once sync.Once
 	wg   sync.WaitGroup
+
+	mu              sync.Mutex // guards the rest, and the changes of links
+	started, closed bool
 }
 
 // New assembles a packet path. Nothing runs before Start.
@@ -105,18 +122,29 @@ func New(cfg Config) *Dataplane {
 		}
 		d.stats.tx[TxLaneOverflow].Add(1)
 	}})
+	d.sweeper = time.AfterFunc(time.Hour, func() { d.enqueueRaw(nil, &sweepDest{}) })
+	d.sweeper.Stop()
+	for _, b := range cfg.Binds {
+		d.AddBind(b)
+	}
 	return d
 }
 
 // Start starts the goroutines.
 func (d *Dataplane) Start() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return
+	}
+	d.started = true
 	for q := range d.cfg.Device.Queues() {
 		d.wg.Go(func() { d.readTun(q) })
 	}
 	d.wg.Go(d.drainLanes)
-	for i, b := range d.cfg.Binds {
-		for s := range b.Sockets() {
-			d.wg.Go(func() { d.readSocket(i, s) })
+	for _, l := range d.list() {
+		if l != nil {
+			d.serve(l)
 		}
 	}
 }
@@ -127,10 +155,17 @@ func (d *Dataplane) Close() error {
 	d.once.Do(func() {
 		close(d.done)
 		_ = d.cfg.Device.Close() // no new plaintext
-		d.lanes.Close()          // the sender ends
-		for _, b := range d.cfg.Binds {
-			_ = b.Close()
+		d.sweeper.Stop()
+		d.lanes.Close() // the sender ends
+		d.mu.Lock()
+		d.closed = true
+		for _, l := range d.list() {
+			if l != nil {
+				d.retire(l)
+			}
 		}
+		d.links.Store(nil)
+		d.mu.Unlock()
 	})
 	d.wg.Wait()
 	d.unknown.release()
@@ -148,52 +183,6 @@ func (d *Dataplane) IsLocal(a netip.Addr) bool {
 
 // SetRoutes replaces the table of virtual addresses.
 func (d *Dataplane) SetRoutes(m map[netip.Addr]*Peer) { d.routes.Set(m) }
-
-// SendSTUN queues a STUN datagram as Critical. It does not block.
-func (d *Dataplane) SendSTUN(bind int, b []byte, to netip.AddrPort) {
-	d.enqueueRaw(b, &rawDest{Path{Bind: bind, Remote: to}})
-}
-
-// SendControl queues a control packet of a session as Critical, on the session's
-// path or, with path, on that one. It does not block.
-func (d *Dataplane) SendControl(s *Session, t wire.Type, body []byte, path *Path) {
-	d.enqueueRaw(body, &controlDest{session: s, typ: t, path: path})
-}
-
-func (d *Dataplane) enqueueRaw(b []byte, dest any) {
-	if len(b) > packet.MaxInner {
-		d.stats.tx[TxTooBig].Add(1)
-		return
-	}
-	buf := packet.Get()
-	buf.N = copy(buf.Raw()[packet.Headroom:], b)
-	buf.Lane, buf.Dest = packet.Critical, dest
-	d.lanes.Enqueue([]*packet.Buf{buf})
-}
-
-// Flush waits until what is in the Critical lane now was handed to the kernel,
-// or for limit.
-func (d *Dataplane) Flush(limit time.Duration) {
-	f := &flushDest{done: make(chan struct{})}
-	d.enqueueRaw(nil, f)
-	select {
-	case <-f.done:
-	case <-d.done:
-	case <-time.After(limit):
-	}
-}
-
-// controlDest and rawDest are destinations of packets that no application sent.
-type (
-	controlDest struct {
-		session *Session
-		typ     wire.Type
-		path    *Path
-	}
-	rawDest struct{ path Path }
-	// flushDest is closed when everything before it was sent.
-	flushDest struct{ done chan struct{} }
-)
 
 // monotonic stamps of sessions use Now; 0 means never.
 type stamp = atomic.Int64

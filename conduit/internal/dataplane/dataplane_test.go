@@ -258,8 +258,8 @@ func TestStale(t *testing.T) {
 	fresh.N = copy(fresh.Raw()[packet.Headroom:], udp(addrA, addrB, 20))
 	r.d.start = r.d.start.Add(-time.Minute) // a minute has passed
 	now := r.d.Now()
-	r.d.admit(old, now-maxHeldAge-1)
-	r.d.admit(fresh, now)
+	r.d.admit(nil, old, now-maxHeldAge-1)
+	r.d.admit(nil, fresh, now)
 	r.sess.SetPath(&Path{Remote: outerB})
 	r.d.Activate(r.peer, r.sess)
 	m := <-r.bind.out
@@ -272,18 +272,34 @@ func TestStale(t *testing.T) {
 }
 
 func TestProbeRate(t *testing.T) {
-	var r rate
-	n := 0
-	for range 100 {
-		if r.allow(5) {
-			n++
+	for name, l := range map[string]struct {
+		gap, slack int64
+		burst, sec int
+	}{
+		"probes":     {probeGap, probeSlack, 200, 400},
+		"challenges": {challengeGap, challengeSlack, 50, 100},
+		"sources":    {sourceGap, sourceSlack, 5, 20},
+		"handshakes": {handshakeGap, handshakeSlack, 100, 200},
+	} {
+		var r limiter
+		n := 0
+		for range 1000 {
+			if r.allow(5, l.gap, l.slack) {
+				n++
+			}
 		}
-	}
-	if n < 20 || n > 22 {
-		t.Errorf("%d of 100 at once, want about 20", n)
-	}
-	if !r.allow(5 + int64(time.Second)) {
-		t.Error("refused after a second of quiet")
+		if n != l.burst {
+			t.Errorf("%s: %d of 1000 at once, want %d", name, n, l.burst)
+		}
+		n = 0
+		for at := range 1000 {
+			if r.allow(5+int64(at)*int64(time.Millisecond), l.gap, l.slack) {
+				n++
+			}
+		}
+		if n < l.sec-1 || n > l.sec+1 {
+			t.Errorf("%s: %d in a second, want %d", name, n, l.sec)
+		}
 	}
 }
 
@@ -317,7 +333,7 @@ func TestInbound(t *testing.T) {
 		{"foreign destination", r.from(wire.TypeData, packet.Bulk, udp(addrB, netip.MustParseAddr("10.66.0.9"), 1)), RxSource},
 		{"no IP packet", r.from(wire.TypeData, packet.Bulk, []byte("nonsense")), RxMalformed},
 		{"first byte", []byte{0x81, 40: 0}, RxUnknown},
-		{"unknown type", r.from(wire.TypeRekey, packet.Critical, good), RxType},
+		{"unknown type", r.from(12, packet.Critical, good), RxType},
 		{"short", append([]byte{0x80, 0x44}, make([]byte, 20)...), RxMalformed},
 	}
 	forged := r.from(wire.TypeData, packet.Bulk, good)
@@ -361,6 +377,12 @@ func TestProbeAndControl(t *testing.T) {
 	if err != nil || h.Type != wire.TypeProbeAck || ack.Parse(body) != nil || ack.Probe != probe || m.Addr != outerB {
 		t.Errorf("answer = %+v %+v to %v, %v", h, ack, m.Addr, err)
 	}
+	if c := <-r.ctl; c.Event != EventFirst || c.Session != r.sess {
+		t.Errorf("control = %+v, want the session's first packet", c)
+	}
+	if c := <-r.ctl; c.Type != wire.TypeProbe || c.Path.Remote != outerB {
+		t.Errorf("control = %+v, want the probe", c)
+	}
 	r.receive(r.from(wire.TypeClose, packet.Critical, (&wire.Close{Reason: 1}).Append(nil)))
 	if c := <-r.ctl; c.Type != wire.TypeClose || c.Session != r.sess || c.Path.Remote != outerB {
 		t.Errorf("control = %+v", c)
@@ -402,62 +424,3 @@ func TestIndexes(t *testing.T) {
 	}
 }
 
-// Neither direction allocates per packet.
-func TestAllocs(t *testing.T) {
-	r := newRig(t)
-	r.sess.SetPath(&Path{Remote: outerB})
-	r.d.Activate(r.peer, r.sess)
-	r.peer.lastTx.Store(1)
-	pkt := udp(addrA, addrB, 1000)
-	b := packet.Get()
-	n := testing.AllocsPerRun(500, func() {
-		b.N = copy(b.Raw()[packet.Headroom:], pkt)
-		if !r.d.admit(b, 2) {
-			t.Fatal("not admitted")
-		}
-		if _, _, ok := r.d.seal(b, 2); !ok {
-			t.Fatal("not sealed")
-		}
-	})
-	if n != 0 {
-		t.Errorf("outbound allocates %v times per packet, want 0", n)
-	}
-	rd := &reader{d: r.d, plain: make([][]byte, 0, 8)}
-	raw := make([]byte, 2048)
-	good := udp(addrB, addrA, 1000)
-	msg := &transport.Message{Addr: outerB}
-	n = testing.AllocsPerRun(500, func() {
-		copy(raw[wire.HeaderLen:], good)
-		h := wire.Header{Type: wire.TypeData, Lane: packet.Bulk, Index: r.other.RemoteIndex}
-		d, err := r.other.send[packet.Bulk].Seal(raw, len(good), &h)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rd.datagram(d, msg)
-		if len(rd.plain) != 1 {
-			t.Fatal("not delivered")
-		}
-		rd.plain = rd.plain[:0]
-	})
-	if n != 0 {
-		t.Errorf("inbound allocates %v times per packet, want 0", n)
-	}
-}
-
-// BenchmarkOutbound is a packet's way from the device to the socket, without
-// either.
-func BenchmarkOutbound(b *testing.B) {
-	r := newRig(b)
-	r.sess.SetPath(&Path{Remote: outerB})
-	r.d.Activate(r.peer, r.sess)
-	r.peer.lastTx.Store(1)
-	pkt := udp(addrA, addrB, 1322)
-	buf := packet.Get()
-	b.SetBytes(int64(len(pkt)))
-	b.ReportAllocs()
-	for b.Loop() {
-		buf.N = copy(buf.Raw()[packet.Headroom:], pkt)
-		r.d.admit(buf, 2)
-		r.d.seal(buf, 2)
-	}
-}

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
-	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
-	"github.com/bauxite-mesh/bauxite/conduit/transport"
 )
 
 const (
@@ -16,9 +14,6 @@ const (
 	// wakeGap is after how long without packets the next one is news.
 	wakeGap = int64(5 * time.Second)
 )
-
-// sendBatch is how many packets leave the lanes at a time.
-const sendBatch = 64
 
 // readTun takes packets from one queue of the device, finds their peer and puts
 // them into their lanes.
@@ -42,9 +37,7 @@ func (d *Dataplane) readTun(queue int) {
 			b := bufs[i]
 			bufs[i] = nil
 			b.N = sizes[i]
-			if d.admit(b, now) {
-				ready = append(ready, b)
-			}
+			ready = d.admit(ready, b, now)
 		}
 		if len(ready) > 0 {
 			d.lanes.Enqueue(ready)
@@ -67,38 +60,52 @@ func (d *Dataplane) readTun(queue int) {
 	}
 }
 
-// admit decides about one packet from the device: it fills lane and destination
-// and reports whether b may enter its lane. Otherwise b is held or released.
-func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
+// admit decides about one packet from the device. It fills lane and destination
+// and appends to ready what may enter its lane: b, its fragments, or nothing, when
+// b is held or was dropped.
+func (d *Dataplane) admit(ready []*packet.Buf, b *packet.Buf, now int64) []*packet.Buf {
 	var info packet.Info
 	if !packet.Parse(b.Bytes(), &info) {
-		return d.drop(b, nil, TxMalformed)
+		d.drop(b, nil, TxMalformed)
+		return ready
 	}
 	if info.Dst.IsMulticast() { // the kernel sends some by itself, to learn of routers
-		return d.drop(b, nil, TxMulticast)
+		d.drop(b, nil, TxMulticast)
+		return ready
 	}
 	if _, ours := d.local[info.Src]; !ours {
-		return d.drop(b, nil, TxSource)
+		d.drop(b, nil, TxSource)
+		return ready
 	}
 	b.FlowHash = info.Hash()
 	b.Lane = d.classify.Class(&info, b.FlowHash, now)
 	p, ok := d.routes.Lookup(info.Dst)
 	if !ok {
 		d.ask(b, info.Dst, now)
-		return false
+		return ready
 	}
 	b.Dest = p
 	if !d.cfg.Policy.Outbound(p.Rules, &info, b.Lane, now).Allow {
-		return d.drop(b, p, TxPolicy)
+		d.drop(b, p, TxPolicy)
+		return ready
 	}
-	d.classify.Queued(b.FlowHash, b.Lane)
 	last := p.lastTx.Swap(now)
-	if p.active.Load() != nil {
+	if s := p.active.Load(); s != nil {
 		if last == 0 || now-last > wakeGap {
 			d.cfg.Want(p) // an idle path is probed rarely; now it is needed
 		}
-		return true
+		if room := p.room(s); room > 0 {
+			if info.TCPFlags&packet.TCPSYN != 0 {
+				packet.ClampMSS(b.Bytes(), &info, room)
+			}
+			if b.N > room {
+				return d.refit(ready, b, &info, room, now)
+			}
+		}
+		d.classify.Queued(b.FlowHash, b.Lane)
+		return append(ready, b)
 	}
+	d.classify.Queued(b.FlowHash, b.Lane)
 	b.Enqueued = now
 	held, evicted := p.hold(b)
 	if evicted != nil {
@@ -106,132 +113,19 @@ func (d *Dataplane) admit(b *packet.Buf, now int64) bool {
 		d.drop(evicted, p, TxNoSession)
 	}
 	if !held {
-		return true // a session came meanwhile
+		return append(ready, b) // a session came meanwhile
 	}
 	if last = p.wanted.Load(); last == 0 || now-last >= wantGap {
 		if p.wanted.CompareAndSwap(last, now) {
 			d.cfg.Want(p)
 		}
 	}
-	return false
+	return ready
 }
 
-func (d *Dataplane) drop(b *packet.Buf, p *Peer, why TxReason) bool {
-	if p != nil {
-		p.txDropped.Add(1)
-	}
-	d.stats.tx[why].Add(1)
+func (d *Dataplane) drop(b *packet.Buf, p *Peer, why TxReason) {
+	d.countDrop(p, why)
 	b.Release()
-	return false
-}
-
-// drainLanes sends what the lanes hold, the most urgent first. Counters are
-// assigned here, so a Critical packet that overtakes Bulk leaves no gap.
-func (d *Dataplane) drainLanes() {
-	bufs := make([]*packet.Buf, sendBatch)
-	// STUN goes out by itself: that an address of the peer cannot be reached is the
-	// ordinary outcome of a check and no lost packet.
-	data, stun := make([][]transport.Message, len(d.cfg.Binds)), make([][]transport.Message, len(d.cfg.Binds))
-	for i := range data {
-		data[i], stun[i] = make([]transport.Message, 0, sendBatch), make([]transport.Message, 0, sendBatch)
-	}
-	for d.lanes.Wait(d.done) {
-		n := d.lanes.Dequeue(bufs)
-		if n == 0 {
-			continue
-		}
-		now := d.Now()
-		l := bufs[0].Lane // a batch holds one lane
-		for _, b := range bufs[:n] {
-			msg, bind, ok := d.seal(b, now)
-			if !ok {
-				continue
-			}
-			if _, raw := b.Dest.(*rawDest); raw {
-				stun[bind] = append(stun[bind], msg)
-			} else {
-				data[bind] = append(data[bind], msg)
-			}
-		}
-		for i := range data {
-			if lost, err := d.send(i, l, &data[i]); lost > 0 {
-				d.stats.tx[TxSend].Add(uint64(lost))
-				if d.stats.sendErrs.Add(1) == 1 { // once: it may go on for long
-					d.cfg.Logger.Warn("the system refuses to send to a peer; counting from now on", "lost", lost, "err", err)
-				}
-			}
-			if lost, _ := d.send(i, l, &stun[i]); lost > 0 {
-				d.stats.stunErrs.Add(uint64(lost))
-			}
-		}
-		for i := range n {
-			if f, ok := bufs[i].Dest.(*flushDest); ok {
-				close(f.done)
-			}
-			bufs[i].Release()
-			bufs[i] = nil
-		}
-	}
-}
-
-// send hands msgs to a socket, empties them, and returns how many it refused.
-func (d *Dataplane) send(bind int, l packet.Lane, msgs *[]transport.Message) (lost int, err error) {
-	if len(*msgs) == 0 {
-		return 0, nil
-	}
-	sent, err := d.cfg.Binds[bind].Send(int(l), *msgs)
-	bytes := 0
-	for _, m := range *msgs {
-		bytes += len(m.Buf)
-	}
-	d.stats.wireTx.Add(uint64(bytes))
-	lost = len(*msgs) - sent
-	clear(*msgs)
-	*msgs = (*msgs)[:0]
-	return lost, err
-}
-
-// seal turns a queued packet into a datagram, in its own buffer.
-func (d *Dataplane) seal(b *packet.Buf, now int64) (msg transport.Message, bind int, ok bool) {
-	h := wire.Header{Lane: b.Lane, Time: uint16(now / (wire.TimeUnit * 1000))}
-	var s *Session
-	var path *Path
-	var peer *Peer
-	switch dest := b.Dest.(type) {
-	case *Peer:
-		peer, h.Type = dest, wire.TypeData
-		if s = peer.active.Load(); s == nil {
-			d.countDrop(peer, TxNoSession)
-			return msg, 0, false
-		}
-		path = s.path.Load()
-	case *controlDest:
-		s, h.Type, path = dest.session, dest.typ, dest.path
-		if path == nil {
-			path = s.path.Load()
-		}
-	case *flushDest:
-		return msg, 0, false
-	case *rawDest:
-		return transport.Message{Buf: b.Bytes(), Addr: dest.path.Remote}, dest.path.Bind, true
-	}
-	if path == nil {
-		d.countDrop(peer, TxNoPath)
-		return msg, 0, false
-	}
-	h.Index = s.RemoteIndex
-	sealed, err := s.send[b.Lane].Seal(b.Raw(), b.N, &h)
-	if err != nil {
-		d.countDrop(peer, TxNoSession)
-		return msg, 0, false
-	}
-	if peer != nil {
-		d.stats.txPackets[b.Lane].Add(1)
-		d.stats.txBytes[b.Lane].Add(uint64(b.N))
-		peer.txPackets.Add(1)
-		peer.txBytes.Add(uint64(b.N))
-	}
-	return transport.Message{Buf: sealed, Addr: path.Remote}, path.Bind, true
 }
 
 func (d *Dataplane) countDrop(p *Peer, why TxReason) {

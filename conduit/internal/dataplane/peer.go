@@ -40,7 +40,13 @@ type Peer struct {
 	rxPackets, rxBytes            atomic.Uint64
 	lastTx                        stamp
 
-	mu   sync.Mutex // guards held, and the change of active against it
+	ways    atomic.Pointer[wayset] // nil: SetWays was never called
+	tracked atomic.Pointer[tracked]
+	sources limiter // EventSource
+
+	out outbound // the sealing goroutine's
+
+	mu   sync.Mutex // guards held, and the changes of active, ways and tracked
 	held []*packet.Buf
 }
 
@@ -93,13 +99,6 @@ func (p *Peer) swap(s *Session, now int64) (fresh, stale []*packet.Buf) {
 	return fresh, stale
 }
 
-// Path is one way to a peer.
-type Path struct {
-	// Bind is the index of the local socket.
-	Bind   int
-	Remote netip.AddrPort
-}
-
 // Session is the keys in use with one peer, seen from the packet path.
 type Session struct {
 	Peer        *Peer
@@ -110,27 +109,20 @@ type Session struct {
 	send [packet.NumLanes]seal.Sender
 	recv [packet.NumLanes]seal.Receiver
 
-	path     atomic.Pointer[Path]
-	lastRecv stamp
-	probes   rate
-}
-
-// rate lets through 20 a second with bursts of 20 (GCRA, ITU-T I.371).
-type rate struct{ next atomic.Int64 }
-
-func (r *rate) allow(now int64) bool {
-	const gap, burst = int64(50 * time.Millisecond), int64(time.Second)
-	next := max(r.next.Load(), now)
-	if next-now > burst {
-		return false
-	}
-	r.next.Store(next + gap) // racing readers may let one more through
-	return true
+	overhead   int // what a packet grows by
+	path       atomic.Pointer[Path]
+	lastRecv   stamp
+	expires    stamp
+	probes     limiter
+	challenges limiter
 }
 
 // NewSession prepares a session from a finished handshake.
 func NewSession(p *Peer, e *session.Established) (*Session, error) {
-	s := &Session{Peer: p, LocalIndex: e.LocalIndex, RemoteIndex: e.RemoteIndex, Suite: e.Secrets.Suite}
+	s := &Session{
+		Peer: p, LocalIndex: e.LocalIndex, RemoteIndex: e.RemoteIndex, Suite: e.Secrets.Suite,
+		overhead: overhead(e.Secrets.Suite),
+	}
 	for l := range packet.NumLanes {
 		if err := s.send[l].Init(e.Secrets.Suite, &e.Secrets.Send[l]); err != nil {
 			return nil, err
@@ -142,11 +134,30 @@ func NewSession(p *Peer, e *session.Established) (*Session, error) {
 	return s, nil
 }
 
-// Path returns the path in use, or nil.
+// overhead returns what a packet grows by on the wire: with a random nonce in it,
+// 12 bytes more.
+func overhead(suite wire.Suite) int {
+	if suite == 3 {
+		return wire.Overhead + 12
+	}
+	return wire.Overhead
+}
+
+// Path returns the path that SetPath set, or nil.
 func (s *Session) Path() *Path { return s.path.Load() }
 
-// SetPath changes the path in use.
+// SetPath sets the path on which packets of s leave while SetWays was never called
+// for its peer.
 func (s *Session) SetPath(p *Path) { s.path.Store(p) }
+
+// Expire ends the session at a time on the clock of Now: nothing is sealed or
+// opened from then on.
+func (s *Session) Expire(at int64) { s.expires.Store(max(at, 1)) }
+
+func (s *Session) expired(now int64) bool {
+	at := s.expires.Load()
+	return at != 0 && now >= at
+}
 
 // LastRecv returns when the last authenticated packet came; 0 means never.
 func (s *Session) LastRecv() int64 { return s.lastRecv.Load() }

@@ -15,14 +15,14 @@ type TxReason uint8
 // The reasons of tx_dropped.
 const (
 	TxMalformed    TxReason = iota // not an IP packet
-	TxTooBig                       // larger than a buffer
+	TxTooBig                       // larger than a buffer, or than the peer's paths carry
 	TxMulticast                    // multicast, which the mesh does not carry
 	TxNoRoute                      // no peer has the destination address
 	TxSource                       // source address is not ours
 	TxPolicy                       // policy denies it
 	TxNoSession                    // no session could be had, or too many wait for one
 	TxStale                        // waited too long for a session
-	TxNoPath                       // the session has no path
+	TxNoPath                       // the peer has no path, or one that it was to leave on is gone
 	TxLaneOverflow                 // its lane was full
 	TxSend                         // the kernel refused it
 	numTx
@@ -37,18 +37,27 @@ const (
 	RxMalformed                 // bad header, or the inner packet is not IP
 	RxIndex                     // no session with this index
 	RxType                      // a packet type that this version does not know
+	// RxReplay is a packet that the window has seen before. That of a bonded packet
+	// which came second is RxCopy.
 	RxReplay
 	RxForged
 	RxSource // inner addresses are not the peer's and ours
 	RxPolicy
 	RxProbeRate // a peer probes too often
 	RxDevice    // the TUN device refused it
+	// RxCopy is like RxReplay, but it came on one of several paths that the peer is
+	// known to use: almost always the copy of a bonded packet.
+	RxCopy
+	RxExpired       // the session is too old
+	RxRelay         // relayed by or for somebody who may not, or not a packet
+	RxHandshakeRate // more handshakes than are looked at
+	RxChallengeRate // a peer challenges too often
 	numRx
 )
 
 var (
 	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "stale", "no_path", "lane_overflow", "send_error"}
-	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device"}
+	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device", "copy", "expired", "relay", "handshake_rate", "challenge_rate"}
 )
 
 // String returns the name that status and metrics use.
@@ -62,7 +71,8 @@ type stats struct {
 	rx                   [numRx]atomic.Uint64
 	txPackets, txBytes   [packet.NumLanes]atomic.Uint64
 	rxPackets, rxBytes   [packet.NumLanes]atomic.Uint64
-	wireTx, wireRx       atomic.Uint64
+	goneTx, goneRx       atomic.Uint64 // bytes of binds that were removed
+	resent               atomic.Uint64
 	sendErrs, deviceErrs atomic.Uint64
 	stunErrs             atomic.Uint64
 }
@@ -79,6 +89,8 @@ type Stats struct {
 	Lanes                [packet.NumLanes]Lane
 	// WireTx and WireRx are UDP payload bytes, STUN included.
 	WireTx, WireRx uint64
+	// Resent are Critical packets that were sent again on a new path.
+	Resent uint64
 	// STUNUnsent are checks to addresses that the system has no way to.
 	STUNUnsent uint64
 }
@@ -101,6 +113,13 @@ func (d *Dataplane) Stats() Stats {
 		}
 	}
 	s.STUNUnsent = d.stats.stunErrs.Load()
-	s.WireTx, s.WireRx = d.stats.wireTx.Load(), d.stats.wireRx.Load()
+	s.Resent = d.stats.resent.Load()
+	s.WireTx, s.WireRx = d.stats.goneTx.Load(), d.stats.goneRx.Load()
+	for _, l := range d.list() {
+		if l != nil {
+			s.WireTx += l.tx.Load()
+			s.WireRx += l.rx.Load()
+		}
+	}
 	return s
 }

@@ -114,8 +114,8 @@ func (d *Dataplane) Resolved(a netip.Addr, found bool, absent time.Duration) {
 			d.drop(b, nil, TxNoRoute)
 		case now-b.Enqueued > maxHeldAge:
 			d.drop(b, nil, TxStale)
-		case d.admit(b, now):
-			ready = append(ready, b)
+		default:
+			ready = d.admit(ready, b, now)
 		}
 	}
 	if len(ready) > 0 {

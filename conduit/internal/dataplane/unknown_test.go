@@ -47,7 +47,7 @@ func (a *asker) send(to netip.Addr, n int) {
 		copy(raw[16:], to.AsSlice())
 		raw[25] = 8
 		b.N = 28
-		a.d.admit(b, a.d.Now())
+		a.d.admit(nil, b, a.d.Now())
 	}
 }
 

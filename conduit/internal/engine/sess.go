@@ -106,7 +106,7 @@ func (s *sess) close() {
 // goodbye tells the peer that the session ends.
 func (s *sess) goodbye(reason uint8) {
 	if s.dp.Path() != nil {
-		s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeClose, (&wire.Close{Reason: reason}).Append(nil), nil)
+		s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeClose, (&wire.Close{Reason: reason}).Append(nil))
 	}
 }
 
@@ -200,7 +200,11 @@ func (s *sess) probe(now time.Time, path *dataplane.Path) {
 	s.sentAt = s.p.e.cfg.Dataplane.Now()
 	var b [wire.ProbeLen]byte
 	m := wire.Probe{Seq: s.seq, Sent: uint64(s.sentAt)}
-	s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeProbe, m.Append(b[:0]), path)
+	var paths []dataplane.Path
+	if path != nil {
+		paths = append(paths, *path)
+	}
+	s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeProbe, m.Append(b[:0]), paths...)
 	s.nextSend = now.Add(s.gap())
 }
 

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// limiter lets one event through in each gap, and some at once (GCRA, ITU-T I.371).
+// Racing callers may let one more through.
+type limiter struct{ next atomic.Int64 }
+
+// allow reports whether an event may happen now; slack is by how much it may be
+// early: gap times one less than the burst.
+func (l *limiter) allow(now, gap, slack int64) bool {
+	next := max(l.next.Load(), now)
+	if next-now > slack {
+		return false
+	}
+	l.next.Store(next + gap)
+	return true
+}
+
+// Rates that strangers or peers can drive.
+const (
+	// A bond is probed every 50 ms on each of several paths, by both ends.
+	probeGap, probeSlack = int64(time.Second / 400), 199 * probeGap
+	// Challenges are answered once for each change of address.
+	challengeGap, challengeSlack = int64(time.Second / 100), 49 * challengeGap
+	sourceGap, sourceSlack       = int64(time.Second / 20), 4 * sourceGap
+	handshakeGap, handshakeSlack = int64(time.Second / 200), 99 * handshakeGap
+	refusedGap, refusedSlack     = int64(time.Second / 100), 19 * refusedGap
+)
