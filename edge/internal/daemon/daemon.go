@@ -129,6 +129,7 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	}
 	defer notify("STOPPING=1")
 	notify("READY=1")
+	d.tellState(ctx)
 	log.Info("node is up", "name", id.Config.Node.Name, "id", id.Certificate.ID.Short(),
 		"virtual_ip", id.Certificate.Virtual4.String(), "tun", d.dev.Name(), "home", cfg.Home)
 	stopWatchdog := watchdog()
@@ -136,6 +137,18 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	stopWatchdog()
 	log.Info("stopping")
 	return d.stop()
+}
+
+// tellState says what a node that starts without its hub goes by.
+func (d *daemon) tellState(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	st, err := d.node.Status(ctx)
+	if err != nil || !st.Hub.FromSnapshot {
+		return
+	}
+	d.log.Info("peers and policy are those from the state file until the hub answers",
+		"peers", len(st.Peers), "policy", st.Policy.Version, "file", home.SnapshotFile)
 }
 
 func override(c *config.Config, cfg Config) {
@@ -239,6 +252,8 @@ func (d *daemon) start(ctx context.Context, deps Deps) (err error) {
 		Keys: d.id.Keys, Certificate: cert, Roots: d.id.Roots,
 		PSK: d.id.PSK, PSKEpoch: d.id.PSKEpoch, Cipher: c.Transport.Cipher,
 		Hub: d.link, Device: d.dev, Port: c.Transport.Port, STUNServers: c.STUN(),
+		Uplinks: c.UplinkRules(), Bonding: c.BondingModes(), Relay: c.Transport.Relay,
+		StateFile:    filepath.Join(d.cfg.Home, home.SnapshotFile),
 		MeshPrefixes: c.Node.MeshCIDRs, Logger: d.log.With("part", "conduit"),
 	})
 	if err != nil {

@@ -34,6 +34,7 @@ type fakeNode struct {
 	cfg    conduit.Config
 	events chan string
 	fail   error
+	status *conduit.Status // nil: a plain one
 }
 
 func (n *fakeNode) Start(context.Context) error { n.events <- "start"; return n.fail }
@@ -50,6 +51,9 @@ func (n *fakeNode) SetPSK([]byte, uint8) error                 { return nil }
 
 func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 	c := n.cfg.Certificate
+	if n.status != nil {
+		return n.status, nil
+	}
 	return &conduit.Status{Node: conduit.NodeStatus{ID: c.ID.String(), Name: c.Name, Virtual4: c.Virtual4.String()}, Peers: []conduit.PeerStatus{}}, nil
 }
 func (n *fakeNode) Close() error { n.events <- "close"; return nil }
@@ -71,7 +75,59 @@ func joined(t *testing.T, h *hubtest.Hub) string {
 	return dir
 }
 
+// appendConfig adds a table to config.toml.
+func appendConfig(t *testing.T, dir, text string) {
+	t.Helper()
+	name := filepath.Join(dir, home.ConfigFile)
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, append(b, text...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStartWithoutHub: a node whose hub is away comes up and says what it goes by.
+func TestStartWithoutHub(t *testing.T) {
+	h := hubtest.New(t)
+	dir := joined(t, h)
+	h.Stop()
+	events := make(chan string, 16)
+	deps := Deps{NewNode: func(c conduit.Config) (Node, error) {
+		return &fakeNode{cfg: c, events: events, status: &conduit.Status{
+			Hub:    conduit.HubStatus{FromSnapshot: true},
+			Policy: conduit.PolicyStatus{Version: 4}, Peers: make([]conduit.PeerStatus, 3),
+		}}, nil
+	}}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	var log syncBuffer
+	log.seen = make(chan struct{}, 1)
+	log.want = `"message":"node is up"`
+	go func() {
+		done <- Run(ctx, Config{Home: dir, Tun: "none", Port: -1, LogFormat: "json", Log: &log}, deps)
+	}()
+	select {
+	case <-log.seen:
+	case <-time.After(20 * time.Second):
+		t.Errorf("not up without the hub; log:\n%s", log.String())
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run = %v", err)
+	}
+	if s := log.String(); !strings.Contains(s, `"peers":3,"policy":4,`) || !strings.Contains(s, "from the state file until the hub answers") {
+		t.Errorf("log:\n%s", s)
+	}
+}
+
 type syncBuffer struct {
+	// seen gets a word when want is written; both may be empty.
+	want string
+	seen chan struct{}
+
 	mu sync.Mutex
 	b  bytes.Buffer
 }
@@ -79,6 +135,12 @@ type syncBuffer struct {
 func (s *syncBuffer) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.want != "" && bytes.Contains(p, []byte(s.want)) {
+		select {
+		case s.seen <- struct{}{}:
+		default:
+		}
+	}
 	return s.b.Write(p)
 }
 
@@ -91,6 +153,7 @@ func (s *syncBuffer) String() string {
 func TestRun(t *testing.T) {
 	h := hubtest.New(t)
 	dir := joined(t, h)
+	appendConfig(t, dir, "[[uplink]]\nname = 'wwan*'\nmetered = true\nbudget = '1GB'\n")
 	notifyPath := filepath.Join(dir, "n")
 	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notifyPath, Net: "unixgram"})
 	if err != nil {
@@ -124,6 +187,12 @@ func TestRun(t *testing.T) {
 	}
 	if opened.Name != "bx7" || opened.MTU != 1350 || len(opened.Addrs) != 2 || opened.Addrs[0].Bits() != 32 || len(opened.Routes) != 2 {
 		t.Errorf("interface: %+v", opened)
+	}
+	if u := node.cfg.Uplinks; len(u) != 1 || u[0] != (conduit.UplinkRule{Name: "wwan*", Metered: true, Budget: 1e9}) {
+		t.Errorf("uplinks: %+v", u)
+	}
+	if want := filepath.Join(dir, "state.cbor"); node.cfg.StateFile != want || node.cfg.Relay {
+		t.Errorf("state in %s, relay %v", node.cfg.StateFile, node.cfg.Relay)
 	}
 	if node.cfg.Port != 4242 || len(node.cfg.PSK) != 32 || len(node.cfg.STUNServers) != 2 || node.cfg.Hub == nil {
 		t.Errorf("node: %+v", node.cfg)

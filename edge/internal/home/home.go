@@ -28,6 +28,9 @@ const (
 	PSKFile    = "psk"
 	ConfigFile = "config.toml"
 	SocketFile = "bauxite.sock"
+	// SnapshotFile is what the node must know to start without its hub; the node
+	// writes it.
+	SnapshotFile = "state.cbor"
 )
 
 // Errors that callers branch on.

@@ -116,6 +116,9 @@ func TestJoinAndLoad(t *testing.T) {
 	if got := list(t, dir); len(got) != 8 {
 		t.Errorf("home holds %v after force", got)
 	}
+	for _, name := range []string{SnapshotFile, SnapshotFile + ".damaged"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+	}
 	if err := Remove(dir); err != nil {
 		t.Fatal(err)
 	}

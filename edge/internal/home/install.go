@@ -231,7 +231,7 @@ func Remove(dir string) error {
 	if !Joined(dir) {
 		return fmt.Errorf("%w: no %s in %s", ErrNotJoined, ConfigFile, dir)
 	}
-	for _, name := range []string{commitDir, ConfigFile, PSKFile, CertsDir, pendingDir, SocketFile} {
+	for _, name := range []string{commitDir, ConfigFile, PSKFile, CertsDir, pendingDir, SocketFile, SnapshotFile, SnapshotFile + ".damaged"} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("remove identity: %w", err)
 		}
