@@ -60,9 +60,9 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// A path with a small MTU refuses runs. Their datagrams leave one by one, in
-// order, and the other peers keep their runs.
-func TestRunOverSmallMTU(t *testing.T) {
+// What the kernel believes of a path's MTU is not believed: probes find the size.
+// Runs leave whole, and the other peers keep theirs.
+func TestRouteMTUIgnored(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
