@@ -62,6 +62,7 @@ func (s *Set) silence(p *path) (heard, asked time.Duration) {
 	if s.demand == Idle {
 		n = 3
 	}
+	n += time.Duration(p.q.often())
 	g = min(g, time.Second)
 	heard = max(minSilence, p.q.slow()+n*g)
 	return heard, heard - g
@@ -77,7 +78,7 @@ func (s *Set) dueAge(p *path) dur {
 		if p.local.Fallback && s.haveDirect {
 			return max(p.heard, p.since) + staleFallback
 		}
-		if p.missed >= maxMissed {
+		if p.missed >= maxMissed+p.q.often() {
 			return s.now
 		}
 		if p.firstOut == 0 {

@@ -295,6 +295,7 @@ func (s *Set) create(id ID, l *Local, kind Kind, prio uint8) *path {
 		s.remove(worst)
 	}
 	s.nextNum++
+	s.gen++
 	p := &path{
 		id: id, num: s.nextNum, kind: kind, local: *l, prio: prio, state: StateNew, since: s.now, nextTry: s.now,
 	}
@@ -317,6 +318,7 @@ func (s *Set) sortPaths() {
 // remove forgets a path.
 func (s *Set) remove(p *path) {
 	p.gone = true
+	s.gen++
 	delete(s.byID, p.id)
 	s.paths = slices.DeleteFunc(s.paths, func(o *path) bool { return o == p })
 	if p.used[0] || p.used[1] || p.used[2] {

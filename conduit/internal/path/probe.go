@@ -28,7 +28,7 @@ const (
 	paceGap = 10 * time.Millisecond
 	// triggerGap is the least time between probes that packets trigger.
 	triggerGap = 20 * time.Millisecond
-	// upgradeGap is how often silent pairs are tried again while a relay serves.
+	// upgradeGap is how often silent pairs are tried again while no direct path serves.
 	upgradeGap = 30 * time.Second
 )
 
@@ -118,6 +118,9 @@ func (s *Set) gap(p *path) time.Duration {
 			g = spareGap
 		}
 	default:
+		if p.kind >= Peer && !serves {
+			g *= 4 // there is no NAT to keep open
+		}
 	}
 	if !serves && int(p.rank) >= manyPaths {
 		g *= 4
@@ -213,14 +216,14 @@ func (s *Set) paced(t dur) dur {
 
 // dueUpgrade is when silent pairs are due again.
 func (s *Set) dueUpgrade() dur {
-	if s.demand == Idle || !s.relayed {
+	if s.demand == Idle || !s.indirect {
 		return never
 	}
 	return s.upgradeAt
 }
 
 func (s *Set) upgrade() {
-	if !s.relayed || s.demand == Idle {
+	if !s.indirect || s.demand == Idle {
 		if s.haveDirect {
 			s.upgradeAt = s.now + upgradeGap
 		}

@@ -128,6 +128,13 @@ func (q *quality) losses() (lost, n int) {
 // lately is how many of the last 32 probes were lost.
 func (q *quality) lately() int { return bits.OnesCount32(uint32(q.hist)) }
 
+// often is how much more patience a path needs that loses much: 0 below one of
+// eight.
+func (q *quality) often() int {
+	l, _ := q.losses()
+	return l / 8
+}
+
 // loss is the share of probes without an answer.
 func (q *quality) loss() float64 {
 	l, n := q.losses()

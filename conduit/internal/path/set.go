@@ -35,13 +35,14 @@ type Set struct {
 	demand  Demand
 	seq     uint32
 	nextNum uint16
+	gen     uint64
 	moves   []move // our addresses that changed lately
 	left    []move // uplinks that lost a socket lately
 
 	pace       dur  // of probes to paths that are not valid (GCRA)
 	haveDirect bool // a direct path that is no fallback is valid
 	usable     int  // valid paths
-	relayed    bool // paths are there, but no direct one
+	indirect   bool // no direct path is valid
 	relayReady bool // a relay is valid
 	upgradeAt  dur  // when silent pairs are tried again
 
@@ -187,7 +188,7 @@ func (s *Set) survey() {
 			s.relayReady = s.relayReady || p.kind != Direct
 		}
 	}
-	s.relayed = s.relayReady && !s.haveDirect
+	s.indirect = len(s.paths) > 0 && !s.haveDirect
 }
 
 // NextTick is when Tick should be called next if nothing else happens; zero:
@@ -223,6 +224,23 @@ func (s *Set) Usable() bool {
 	}
 	return false
 }
+
+// Wake probes every path at once: a new session stands in which nobody answered
+// yet, or the machine slept.
+func (s *Set) Wake(now time.Time) {
+	s.advance(now)
+	for _, p := range s.paths {
+		s.rearm(p)
+		p.force = p.chal == nil && p.proven
+	}
+}
+
+// IDs returns all paths that are kept, the first ones those that are probed
+// first. It changes only with Generation.
+func (s *Set) IDs() []ID { return ids(s.paths) }
+
+// Generation changes whenever a path comes or goes.
+func (s *Set) Generation() uint64 { return s.gen }
 
 // LastHeard is when an authenticated packet last came from the peer on any path
 // that is known; zero: never.

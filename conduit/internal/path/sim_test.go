@@ -39,6 +39,10 @@ type sock struct {
 	addr   netip.AddrPort
 	uplink uint8
 	relay  bool // peers are reached by their virtual address
+	// restrict: only who was written to gets through. symmetric: another port for
+	// each destination.
+	restrict, symmetric bool
+	wrote               map[netip.AddrPort]time.Time
 }
 
 type link struct {
@@ -243,15 +247,33 @@ func (n *node) stream(d, gap time.Duration) {
 	}
 }
 
+// outside is the address from which a socket's packets to a destination come.
+func (s *sock) outside(to netip.AddrPort) netip.AddrPort {
+	if !s.symmetric {
+		return s.addr
+	}
+	if _, ok := s.wrote[to]; !ok {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(s.addr.Addr(), 5000+uint16(to.Addr().As4()[3])+to.Port())
+}
+
 // send carries a packet over the link, if there is one.
 func (n *node) send(id ID, p pkt) {
 	s := n.socks[id.Bind]
 	if s == nil {
 		return
 	}
+	if s.wrote == nil {
+		s.wrote = map[netip.AddrPort]time.Time{}
+	}
+	s.wrote[id.Remote] = n.w.now
 	for bind, o := range n.peer.socks {
-		if o.relay != s.relay || o.addr != id.Remote && !s.relay {
+		if o.relay != s.relay || o.outside(s.outside(id.Remote)) != id.Remote && !s.relay {
 			continue
+		}
+		if at, ok := o.wrote[s.outside(id.Remote)]; o.restrict && (!ok || n.w.now.Sub(at) > 30*time.Second) {
+			return
 		}
 		l := n.w.link(s.addr, o.addr)
 		if l.down {
@@ -261,7 +283,7 @@ func (n *node) send(id ID, p pkt) {
 		if l.block || n.w.rnd.Float64() < l.loss || l.mtu != 0 && p.size > l.mtu {
 			return
 		}
-		from := ID{bind, s.addr}
+		from := ID{bind, s.outside(id.Remote)}
 		d := l.delay
 		if l.jit > 0 {
 			d += time.Duration(n.w.rnd.Int64N(int64(l.jit)))
