@@ -5,14 +5,17 @@ package dataplane
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 	"github.com/bauxite-mesh/bauxite/conduit/transport"
 )
 
-// sinkBind takes everything, and receives nothing.
+// sinkBind takes everything at once, and receives nothing.
 type sinkBind struct{ *fakeBind }
+
+func (sinkBind) SetSendWait(time.Duration) {}
 
 func (sinkBind) Send(_ int, msgs []transport.Message) (int, error) { return len(msgs), nil }
 
@@ -68,7 +71,7 @@ func TestAllocs(t *testing.T) {
 		if lost := st.tx(TxNoPath) + st.tx(TxNoSession); lost != 0 {
 			t.Errorf("%d packets were dropped", lost)
 		}
-		rd := &reader{d: st.d, link: st.d.list()[0], plain: make([][]byte, 0, 8)}
+		rd := &reader{d: st.d, link: st.d.list()[0], now: 2, plain: make([][]byte, 0, 8)}
 		raw := make([]byte, 2048)
 		good := udp(addrB, addrA, 1000)
 		from := Path{Bind: 0, Remote: outerB}

@@ -165,6 +165,7 @@ func (d *Dataplane) Close() error {
 			}
 		}
 		d.links.Store(nil)
+		d.alive.Store(0)
 		d.mu.Unlock()
 	})
 	d.wg.Wait()

@@ -60,7 +60,7 @@ func (d *Dataplane) readSocket(l *link, socket int) {
 			continue
 		}
 		failures = 0
-		r.now = d.Now()
+		r.now = max(d.Now(), 1) // 0 means never
 		for i := range msgs[:n] {
 			m := &msgs[i]
 			seg := m.Segment
