@@ -25,6 +25,30 @@ import (
 	"github.com/bauxite-mesh/bauxite/lab/netns"
 )
 
+// BinEnv names a folder with other builds of the programs, which then are used
+// in the place of those that the system has.
+const BinEnv = "BAUXITE_LAB_RIVALS"
+
+// find returns the path of a program.
+func find(name string) (string, error) {
+	if dir := os.Getenv(BinEnv); dir != "" {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return exec.LookPath(name)
+}
+
+// program is find for programs that Usable has found.
+func program(name string) string {
+	path, err := find(name)
+	if err != nil {
+		return name
+	}
+	return path
+}
+
 // stopPatience is how long a program may take to end on SIGTERM.
 const stopPatience = 3 * time.Second
 
@@ -85,7 +109,7 @@ func (s System) Usable() error {
 		return fmt.Errorf("use %s: needs root", s.Name)
 	}
 	for _, p := range s.Programs {
-		if _, err := exec.LookPath(p); err != nil {
+		if _, err := find(p); err != nil {
 			return fmt.Errorf("use %s: %w (apt-get install %s)", s.Name, err, s.Package)
 		}
 	}
@@ -94,7 +118,7 @@ func (s System) Usable() error {
 
 // Version is what the program says of itself.
 func (s System) Version(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, s.version[0], s.version[1:]...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, program(s.version[0]), s.version[1:]...).CombinedOutput()
 	if err != nil {
 		return "unknown"
 	}
@@ -149,7 +173,7 @@ func startWireGuard(ctx context.Context, dir string, ends [2]End) (_ *Tunnel, er
 		// In the foreground it does not ask whether the kernel could do better.
 		t.Procs[i], err = e.Host.Command(context.WithoutCancel(ctx), netns.ProcConfig{
 			Name: "wireguard-go", Env: []string{"WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD=1"},
-		}, "wireguard-go", "-f", name)
+		}, program("wireguard-go"), "-f", name)
 		if err != nil {
 			return nil, err
 		}
@@ -157,7 +181,7 @@ func startWireGuard(ctx context.Context, dir string, ends [2]End) (_ *Tunnel, er
 			return nil, err
 		}
 		other := 1 - i
-		if _, err := e.Host.Run(ctx, "wg", "set", name, "private-key", files[i], "listen-port", fmt.Sprint(port),
+		if _, err := e.Host.Run(ctx, program("wg"), "set", name, "private-key", files[i], "listen-port", fmt.Sprint(port),
 			"peer", public[other], "endpoint", netip.AddrPortFrom(ends[other].Addr, port).String(),
 			"allowed-ips", virtual[other].String()+"/32", "persistent-keepalive", "25"); err != nil {
 			return nil, err
@@ -243,12 +267,12 @@ func startNebula(ctx context.Context, dir string, ends [2]End) (_ *Tunnel, err e
 	}()
 	h := ends[0].Host
 	file := func(name string) string { return filepath.Join(dir, name) }
-	if _, err := h.Run(ctx, "nebula-cert", "ca", "-name", "lab", "-out-crt", file("ca.crt"), "-out-key", file("ca.key")); err != nil {
+	if _, err := h.Run(ctx, program("nebula-cert"), "ca", "-name", "lab", "-out-crt", file("ca.crt"), "-out-key", file("ca.key")); err != nil {
 		return nil, err
 	}
 	for i, e := range ends {
 		other := 1 - i
-		if _, err := h.Run(ctx, "nebula-cert", "sign", "-ca-crt", file("ca.crt"), "-ca-key", file("ca.key"),
+		if _, err := h.Run(ctx, program("nebula-cert"), "sign", "-ca-crt", file("ca.crt"), "-ca-key", file("ca.key"),
 			"-name", fmt.Sprintf("node%d", i), "-ip", virtual[i].String()+"/24",
 			"-out-crt", file(fmt.Sprintf("node%d.crt", i)), "-out-key", file(fmt.Sprintf("node%d.key", i))); err != nil {
 			return nil, err
@@ -258,7 +282,7 @@ func startNebula(ctx context.Context, dir string, ends [2]End) (_ *Tunnel, err e
 			return nil, fmt.Errorf("write configuration: %w", err)
 		}
 		t.Procs[i], err = e.Host.Command(context.WithoutCancel(ctx), netns.ProcConfig{Name: "nebula"},
-			"nebula", "-config", file(fmt.Sprintf("node%d.yml", i)))
+			program("nebula"), "-config", file(fmt.Sprintf("node%d.yml", i)))
 		if err != nil {
 			return nil, err
 		}
