@@ -137,10 +137,8 @@ func (m *message) attribute(b []byte, typ uint16, off, size int) (bit uint64, ok
 		return 0, false // an alias could carry past us what pion then trusts
 	case attrMappedAddress:
 		return 1 << 4, addressOK(v)
-	case attrXORPeerAddress:
-		return 1 << 5, addressOK(v)
-	case attrXORRelayedAddress:
-		return 1 << 6, addressOK(v)
+	case attrXORPeerAddress, attrXORRelayedAddress:
+		return 0, false // TURN's: our client of TURN has a socket of its own
 	case attrAlternateServer:
 		return 1 << 7, addressOK(v)
 	case attrResponseOrigin:
