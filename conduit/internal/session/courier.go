@@ -256,6 +256,7 @@ func (c *Courier) Tick(now time.Time) {
 // round sends a message to addresses that have proved themselves, and a HELLO to
 // the others.
 func (c *Courier) round(o *outgoing, now time.Time) {
+	c.turn(now)
 	again := o.round > 0
 	o.next = now.Add(firstRound << o.round)
 	o.round++

@@ -62,3 +62,24 @@ func NewestErased(m *Machine) func() bool {
 		return true
 	}
 }
+
+// ReplayRekey sends the R1 of ephemeral keys that were made before.
+func ReplayRekey(r *Rekeyer, eph *ecdh.PrivateKey, kem *mlkem.DecapsulationKey768, index uint32, now time.Time) {
+	r.open(&ownRekey{eph: eph, kem: kem, index: index}, now)
+}
+
+// NewCourierRandom is NewCourier with another source of randomness.
+func NewCourierRandom(cfg CourierConfig, random func([]byte)) *Courier {
+	cfg.random = random
+	return NewCourier(cfg)
+}
+
+// Assemblies returns how many messages are unfinished, and Ways how many addresses
+// are known.
+func Assemblies(c *Courier) int { return len(c.assemblies) }
+func Ways(c *Courier) int       { return len(c.ways) }
+
+// RekeyErased reports whether r holds no secret.
+func RekeyErased(r *Rekeyer) bool {
+	return r.cur.rekey == [32]byte{} && r.mine == nil && r.theirs == nil
+}

@@ -205,6 +205,11 @@ func (r *Rekeyer) Begin(now time.Time) {
 	if own.index = r.indexes.Reserve(); own.index == 0 {
 		return
 	}
+	r.open(own, now)
+}
+
+// open sends R1 of a rekey of ours.
+func (r *Rekeyer) open(own *ownRekey, now time.Time) {
 	m := wire.Rekey1{SID: r.est.SID, Index: own.index}
 	copy(m.X25519[:], own.eph.PublicKey().Bytes())
 	copy(m.EncapKey[:], own.kem.EncapsulationKey().Bytes())

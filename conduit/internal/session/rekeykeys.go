@@ -31,7 +31,7 @@ func (c *rekeyContext) first(r1 *wire.Rekey1) (tr [32]byte) {
 	return tr
 }
 
-// mac1 is the MAC of R1: only who has the secret of the keys that are replaced can
+// rekeyMAC1 is the MAC of R1: only who has the secret of the keys that are replaced can
 // make it, which a stolen traffic key does not give.
 func rekeyMAC1(rekey []byte, tr1 [32]byte) [wire.MACLen]byte {
 	k := expand(rekey, "rekey r1", nil, 32)
