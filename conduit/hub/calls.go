@@ -205,6 +205,9 @@ func (r *Report) message() *dispatchv1.ReportMetricsRequest {
 	return m
 }
 
+// Relaying tells whether the hub carries packets for this node now.
+func (c *Connector) Relaying() bool { return c.relay.Load() != nil }
+
 // pathMetrics is what a report says of a peer's paths: those that carry, or would.
 func pathMetrics(p *conduit.PeerStatus) (out []*dispatchv1.PathMetrics) {
 	for i := range p.Paths {

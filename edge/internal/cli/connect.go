@@ -18,7 +18,8 @@ func (a *App) connectCommand() *cli.Command {
 		Name: "connect", Usage: "connect to a peer now", UsageText: "bauxite connect PEER",
 		Description: "PEER is a name, an id or the beginning of one, or a virtual address. Traffic\n" +
 			"connects peers by itself; this shows the steps, and why there is no path.",
-		Action: a.connect,
+		BashComplete: a.completePeers,
+		Action:       a.connect,
 	}
 }
 

@@ -6,12 +6,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"sort"
-	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 
@@ -20,7 +17,9 @@ import (
 
 func (a *App) statusCommand() *cli.Command {
 	return &cli.Command{
-		Name: "status", Usage: "show node, hub, peers, lanes and counters", UsageText: "bauxite status [--json]",
+		Name: "status", Usage: "show node, uplinks, hub, peers, lanes and counters", UsageText: "bauxite status [--json]",
+		Description: "Below each peer stand its other paths that can carry; bauxite paths shows all.\n\n" +
+			"Example, the peers without a path:\n  bauxite status --json | jq -r '.peers[] | select(.path.type == \"none\") | .name'",
 		Flags: []cli.Flag{jsonFlag()}, Action: a.status,
 	}
 }
@@ -28,7 +27,8 @@ func (a *App) statusCommand() *cli.Command {
 func (a *App) peersCommand() *cli.Command {
 	return &cli.Command{
 		Name: "peers", Usage: "list the peers and the paths to them", UsageText: "bauxite peers [--json]",
-		Flags: []cli.Flag{jsonFlag()}, Action: a.peers,
+		Description: "Below each peer stand its other paths that can carry; bauxite paths shows all.",
+		Flags:       []cli.Flag{jsonFlag()}, Action: a.peers,
 	}
 }
 
@@ -75,7 +75,7 @@ func (a *App) status(c *cli.Context) error {
 	}
 	if !st.Hub.Connected {
 		fmt.Fprintf(a.Stderr, "bauxite: %s no link to the hub: %s\n", a.paint(a.Stderr, yellow, "warning:"), oneLine(orElse(st.Hub.Error, "not connected yet")))
-		fmt.Fprintln(a.Stderr, "bauxite: hint: traffic between connected peers goes on; the node keeps trying")
+		fmt.Fprintln(a.Stderr, "bauxite: hint: traffic between connected peers goes on, known peers connect by themselves; the node keeps trying")
 	}
 	return nil
 }
@@ -128,68 +128,38 @@ func (a *App) writeNode(b *strings.Builder, st *local.Status) {
 		row("cert", cert)
 	}
 	row("tun", orElse(n.Device, "none"))
-	if st.Hub.Connected {
-		row("hub", a.paint(a.Stdout, green, "connected")+"  "+st.Hub.URL)
-	} else {
-		row("hub", a.paint(a.Stdout, red, "down")+"  "+st.Hub.URL)
+	for _, u := range n.Uplinks {
+		row("via", a.uplink(&u))
+	}
+	hub := a.paint(a.Stdout, green, "connected")
+	if !st.Hub.Connected {
+		hub = a.paint(a.Stdout, red, "down")
+		if at := st.Hub.Since; !at.IsZero() {
+			hub += " since " + at.Local().Format("15:04:05") + " (" + span(time.Since(at)) + ")"
+		}
+	}
+	row("hub", hub+"  "+st.Hub.URL)
+	if st.Hub.FromSnapshot {
+		row("", a.paint(a.Stdout, yellow, "peers and policy from the snapshot")+", until the hub answers")
 	}
 }
 
-func (a *App) writePeers(b *strings.Builder, peers []local.Peer) {
-	if len(peers) == 0 {
-		b.WriteString("no peers yet: join another machine to this mesh\n")
-		return
+// uplink describes an interface in one line; of its addresses those that fit.
+func (a *App) uplink(u *local.Uplink) string {
+	shown := u.Addresses
+	more := ""
+	if len(shown) > 2 {
+		more = fmt.Sprintf(" and %d more", len(shown)-2)
+		shown = shown[:2]
 	}
-	peers = slices.Clone(peers)
-	sort.Slice(peers, func(i, j int) bool { return peers[i].Name < peers[j].Name })
-	rows := [][]string{{"PEER", "VIRTUAL IP", "PATH", "REMOTE", "RTT", "CIPHER", "STATE"}}
-	for _, p := range peers {
-		r := []string{p.Name, p.VirtualIP, orElse(p.Path.Type, "none"), "-", "-", cipher(p.Cipher), state(p)}
-		if p.Path.Type != "none" && p.Path.Type != "" {
-			r[3], r[4] = orElse(p.Path.Remote, "-"), rtt(p.Path.RTTMS)
-		}
-		rows = append(rows, r)
+	s := fmt.Sprintf("%s  %s%s  sent %s, received %s", u.Name, orElse(strings.Join(shown, " "), "no address"), more, size(u.TxBytes), size(u.RxBytes))
+	if u.Metered {
+		s += "  " + a.paint(a.Stdout, yellow, "metered")
 	}
-	a.table(b, rows, func(row, col int, cell string) string {
-		if row > 0 && col == 2 {
-			switch peers[row-1].Path.Type {
-			case "direct":
-				return a.paint(a.Stdout, green, cell)
-			case "relay", "hub":
-				return a.paint(a.Stdout, yellow, cell)
-			}
-		}
-		return cell
-	})
-	for _, p := range peers {
-		if p.Path.Reason != "" && (p.Path.Type == "none" || p.Path.Type == "") {
-			fmt.Fprintf(b, "%s: no path: %s\n", p.Name, oneLine(p.Path.Reason))
-		}
+	if u.Spent {
+		s += "  " + a.paint(a.Stdout, red, "budget spent")
 	}
-}
-
-// cipher shortens the name: in a table of 80 columns the tag's algorithm says
-// nothing, since each cipher comes with one.
-func cipher(name string) string {
-	switch name {
-	case "":
-		return "-"
-	case "chacha20poly1305":
-		return "chacha20"
-	case "aes256gcm":
-		return "aes256"
-	}
-	return name
-}
-
-func state(p local.Peer) string {
-	switch {
-	case p.State != "":
-		return p.State
-	case p.Online:
-		return "online"
-	}
-	return "-"
+	return s
 }
 
 func (a *App) writeLanes(b *strings.Builder, st *local.Status) {
@@ -215,100 +185,4 @@ func (a *App) writeLanes(b *strings.Builder, st *local.Status) {
 			fmt.Fprintf(b, "%s %s\n", d.what, strings.Join(parts, ", "))
 		}
 	}
-}
-
-// table writes rows in columns two blanks apart; the first row is the heading.
-// Numbers stand to the right. paint may colour a cell that is padded already.
-func (a *App) table(b *strings.Builder, rows [][]string, paint func(row, col int, cell string) string) {
-	width := make([]int, len(rows[0]))
-	for _, r := range rows {
-		for i, cell := range r {
-			width[i] = max(width[i], utf8.RuneCountInString(cell))
-		}
-	}
-	for y, r := range rows {
-		for x, cell := range r {
-			pad := strings.Repeat(" ", width[x]-utf8.RuneCountInString(cell))
-			last := x == len(r)-1
-			switch {
-			case numeric(rows, x):
-				cell = pad + cell
-			case !last:
-				cell += pad
-			}
-			if y == 0 {
-				cell = a.paint(a.Stdout, grey, cell)
-			} else if paint != nil {
-				cell = paint(y, x, cell)
-			}
-			b.WriteString(cell)
-			if !last {
-				b.WriteString("  ")
-			}
-		}
-		b.WriteByte('\n')
-	}
-}
-
-func numeric(rows [][]string, x int) bool {
-	switch rows[0][x] {
-	case "SENT", "BYTES", "DROPPED", "RECEIVED", "RTT":
-		return true
-	}
-	return false
-}
-
-func short(id string) string { return id[:min(8, len(id))] }
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
-}
-
-func count(n uint64) string {
-	if n < 1_000_000 {
-		return strconv.FormatUint(n, 10)
-	}
-	return fmt.Sprintf("%.4gM", float64(n)/1e6)
-}
-
-// size writes bytes with decimal units, at most seven characters.
-func size(n uint64) string {
-	if n < 1000 {
-		return strconv.FormatUint(n, 10) + " B"
-	}
-	f, unit := float64(n), ""
-	for _, unit = range []string{"kB", "MB", "GB", "TB", "PB", "EB"} {
-		if f /= 1000; f < 999.5 {
-			break
-		}
-	}
-	return fmt.Sprintf("%.3g %s", f, unit)
-}
-
-func rtt(ms float64) string {
-	switch {
-	case ms <= 0:
-		return "-"
-	case ms < 10:
-		return fmt.Sprintf("%.2f ms", ms)
-	}
-	return fmt.Sprintf("%.0f ms", ms)
-}
-
-// span writes a duration with its two largest units.
-func span(d time.Duration) string {
-	switch {
-	case d < 0:
-		return "expired"
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < time.Hour:
-		return fmt.Sprintf("%dm %ds", int(d.Minutes()), int(d.Seconds())%60)
-	case d < 24*time.Hour:
-		return fmt.Sprintf("%dh %dm", int(d.Hours()), int(d.Minutes())%60)
-	}
-	return fmt.Sprintf("%dd %dh", int(d.Hours())/24, int(d.Hours())%24)
 }

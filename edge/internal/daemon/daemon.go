@@ -319,6 +319,24 @@ func (d *daemon) Lookup(ctx context.Context, what string) (identity.PeerID, erro
 	return p.ID, err
 }
 
+// CheckHub implements local.Backend.
+func (d *daemon) CheckHub(ctx context.Context) local.HubOffer {
+	o := local.HubOffer{RelayOpen: d.link.Relaying()}
+	if st, err := d.node.Status(ctx); err != nil {
+		o.Error = err.Error()
+	} else {
+		o.Connected, o.Error = st.Hub.Connected, st.Hub.Error
+	}
+	servers, err := d.link.TurnServers(ctx)
+	if err != nil {
+		o.TurnError = err.Error()
+	}
+	for _, s := range servers {
+		o.TurnServers = append(o.TurnServers, s.URL)
+	}
+	return o
+}
+
 // StatusJSON implements local.Backend: the node's own document, and what only the
 // daemon knows.
 func (d *daemon) StatusJSON(ctx context.Context) ([]byte, error) {

@@ -62,6 +62,20 @@ func (c *Client) StatusJSON(ctx context.Context) ([]byte, error) {
 	return res.GetStatusJson(), nil
 }
 
+// CheckHub asks the hub, through the daemon, what it offers for paths.
+func (c *Client) CheckHub(ctx context.Context) (HubOffer, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*checkTime)
+	defer cancel()
+	res, err := c.rpc.CheckHub(ctx, &edgev1.CheckHubRequest{})
+	if err != nil {
+		return HubOffer{}, c.explain(err)
+	}
+	return HubOffer{
+		Connected: res.GetConnected(), Error: res.GetError(), RelayOpen: res.GetRelayOpen(),
+		TurnServers: res.GetTurnServers(), TurnError: res.GetTurnError(),
+	}, nil
+}
+
 // Connect asks for a path to a peer and calls step with each state, in order.
 func (c *Client) Connect(ctx context.Context, peer string, step func(*edgev1.ConnectResponse)) error {
 	stream, err := c.rpc.Connect(ctx, &edgev1.ConnectRequest{Peer: peer})

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -72,6 +73,20 @@ func (f *fake) Connect(ctx context.Context, id identity.PeerID, progress func(st
 	}
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+func (f *fake) CheckHub(context.Context) HubOffer {
+	return HubOffer{Connected: true, RelayOpen: true, TurnServers: []string{"turn:192.0.2.1:3478"}, Error: "a", TurnError: "b"}
+}
+
+func TestCheckHub(t *testing.T) {
+	path, _ := serve(t)
+	c := NewClient(path)
+	defer c.Close()
+	got, err := c.CheckHub(t.Context())
+	if want := (&fake{}).CheckHub(t.Context()); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("CheckHub = %+v, %v; want %+v", got, err, want)
+	}
 }
 
 func serve(t *testing.T) (path string, s *Server) {

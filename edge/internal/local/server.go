@@ -33,6 +33,8 @@ const (
 	maxConns   = 64
 	// connectTime bounds one attempt to reach a peer.
 	connectTime = 45 * time.Second
+	// checkTime bounds the question to the hub.
+	checkTime = 5 * time.Second
 	// maxSocketPath is what all systems take (sun_path is 104 bytes on macOS).
 	maxSocketPath = 103
 )
@@ -47,6 +49,21 @@ type Backend interface {
 	// Connect blocks until a path to the peer stands or none can be had, and calls
 	// progress with each state.
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
+	// CheckHub asks the hub what it offers for paths.
+	CheckHub(ctx context.Context) HubOffer
+}
+
+// HubOffer is what the hub offers for paths.
+type HubOffer struct {
+	// Connected tells whether the link is up; Error says why not.
+	Connected bool
+	Error     string
+	// RelayOpen tells whether the hub carries packets for this node now.
+	RelayOpen bool
+	// TurnServers are URIs without credentials; TurnError says why they could not be
+	// asked for.
+	TurnServers []string
+	TurnError   string
 }
 
 // Server serves one socket.
@@ -221,6 +238,16 @@ func (s *Server) GetStatus(ctx context.Context, _ *edgev1.GetStatusRequest) (*ed
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
 	return &edgev1.GetStatusResponse{StatusJson: b}, nil
+}
+
+// CheckHub implements LocalService.
+func (s *Server) CheckHub(ctx context.Context, _ *edgev1.CheckHubRequest) (*edgev1.CheckHubResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	o := s.backend.CheckHub(ctx)
+	return &edgev1.CheckHubResponse{
+		Connected: o.Connected, Error: o.Error, RelayOpen: o.RelayOpen, TurnServers: o.TurnServers, TurnError: o.TurnError,
+	}, nil
 }
 
 // Connect implements LocalService.

@@ -41,6 +41,20 @@ type Node struct {
 	CertificateExpires time.Time `json:"certificate_expires"`
 	CertificateRenewed time.Time `json:"certificate_renewed"`
 	RenewalError       string    `json:"certificate_renewal_error"`
+	MTU                int       `json:"mtu"`
+	Port               int       `json:"port"`
+	Uplinks            []Uplink  `json:"uplinks"`
+}
+
+// Uplink is an interface in use.
+type Uplink struct {
+	Name      string   `json:"name"`
+	Number    int      `json:"number"`
+	Addresses []string `json:"addresses"`
+	Metered   bool     `json:"metered"`
+	Spent     bool     `json:"spent"`
+	TxBytes   uint64   `json:"tx_bytes"`
+	RxBytes   uint64   `json:"rx_bytes"`
 }
 
 // Hub is the link to the hub.
@@ -48,6 +62,10 @@ type Hub struct {
 	URL       string `json:"url"`
 	Connected bool   `json:"connected"`
 	Error     string `json:"error"`
+	// Since is when the link came up or went down.
+	Since time.Time `json:"since"`
+	// FromSnapshot is true while peers and policy are those of the state file.
+	FromSnapshot bool `json:"from_snapshot"`
 }
 
 // Peer is another node.
@@ -60,11 +78,38 @@ type Peer struct {
 	State      string `json:"state"`
 	Path       Path   `json:"path"`
 	Cipher     string `json:"cipher"`
+	// Paths are all that are known, the best first.
+	Paths []Way `json:"paths"`
+	Keys  Keys  `json:"keys"`
 }
 
-// Path is the way to a peer.
+// Way is one path to a peer.
+type Way struct {
+	Kind   string    `json:"kind"` // direct, turn, peer-relay or hub-relay
+	Uplink string    `json:"uplink"`
+	Remote string    `json:"remote"`
+	State  string    `json:"state"` // new, probing, valid, suspect or dead
+	RTTMS  float64   `json:"rtt_ms"`
+	Loss   float64   `json:"loss"` // 0 to 1
+	MTU    int       `json:"mtu"`
+	Lanes  []string  `json:"lanes"`
+	Since  time.Time `json:"since"`
+	Reason string    `json:"reason"` // why it is not used
+}
+
+// Carries reports whether packets can go over it.
+func (w *Way) Carries() bool { return w.State == "valid" || w.State == "suspect" }
+
+// Keys are about the keys shared with a peer.
+type Keys struct {
+	Since      time.Time `json:"since"`
+	Rekeys     uint64    `json:"rekeys"`
+	Handshakes uint64    `json:"handshakes"`
+}
+
+// Path is the way to a peer that Critical uses.
 type Path struct {
-	Type   string  `json:"type"` // none, direct, relay or hub
+	Type   string  `json:"type"` // none, direct, turn, peer-relay or hub-relay
 	Remote string  `json:"remote"`
 	RTTMS  float64 `json:"rtt_ms"`
 	Reason string  `json:"reason"` // why there is none

@@ -226,6 +226,122 @@ func (x *ConnectResponse) GetRttMs() float64 {
 	return 0
 }
 
+type CheckHubRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckHubRequest) Reset() {
+	*x = CheckHubRequest{}
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckHubRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckHubRequest) ProtoMessage() {}
+
+func (x *CheckHubRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckHubRequest.ProtoReflect.Descriptor instead.
+func (*CheckHubRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_edge_v1_local_proto_rawDescGZIP(), []int{4}
+}
+
+type CheckHubResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// connected tells whether the link to the hub is up; error says why not.
+	Connected bool   `protobuf:"varint,1,opt,name=connected,proto3" json:"connected,omitempty"`
+	Error     string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// relay_open tells whether the hub carries packets for this node now.
+	RelayOpen bool `protobuf:"varint,3,opt,name=relay_open,json=relayOpen,proto3" json:"relay_open,omitempty"`
+	// turn_servers are URIs (RFC 7065) without credentials; turn_error says why the
+	// hub could not be asked.
+	TurnServers   []string `protobuf:"bytes,4,rep,name=turn_servers,json=turnServers,proto3" json:"turn_servers,omitempty"`
+	TurnError     string   `protobuf:"bytes,5,opt,name=turn_error,json=turnError,proto3" json:"turn_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckHubResponse) Reset() {
+	*x = CheckHubResponse{}
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckHubResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckHubResponse) ProtoMessage() {}
+
+func (x *CheckHubResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckHubResponse.ProtoReflect.Descriptor instead.
+func (*CheckHubResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_edge_v1_local_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CheckHubResponse) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *CheckHubResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *CheckHubResponse) GetRelayOpen() bool {
+	if x != nil {
+		return x.RelayOpen
+	}
+	return false
+}
+
+func (x *CheckHubResponse) GetTurnServers() []string {
+	if x != nil {
+		return x.TurnServers
+	}
+	return nil
+}
+
+func (x *CheckHubResponse) GetTurnError() string {
+	if x != nil {
+		return x.TurnError
+	}
+	return ""
+}
+
 var File_bauxite_edge_v1_local_proto protoreflect.FileDescriptor
 
 const file_bauxite_edge_v1_local_proto_rawDesc = "" +
@@ -242,10 +358,20 @@ const file_bauxite_edge_v1_local_proto_rawDesc = "" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x1b\n" +
 	"\tpath_type\x18\x03 \x01(\tR\bpathType\x12\x16\n" +
 	"\x06remote\x18\x04 \x01(\tR\x06remote\x12\x15\n" +
-	"\x06rtt_ms\x18\x05 \x01(\x01R\x05rttMs2\xb2\x01\n" +
+	"\x06rtt_ms\x18\x05 \x01(\x01R\x05rttMs\"\x11\n" +
+	"\x0fCheckHubRequest\"\xa7\x01\n" +
+	"\x10CheckHubResponse\x12\x1c\n" +
+	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x1d\n" +
+	"\n" +
+	"relay_open\x18\x03 \x01(\bR\trelayOpen\x12!\n" +
+	"\fturn_servers\x18\x04 \x03(\tR\vturnServers\x12\x1d\n" +
+	"\n" +
+	"turn_error\x18\x05 \x01(\tR\tturnError2\x83\x02\n" +
 	"\fLocalService\x12R\n" +
 	"\tGetStatus\x12!.bauxite.edge.v1.GetStatusRequest\x1a\".bauxite.edge.v1.GetStatusResponse\x12N\n" +
-	"\aConnect\x12\x1f.bauxite.edge.v1.ConnectRequest\x1a .bauxite.edge.v1.ConnectResponse0\x01B\xc1\x01\n" +
+	"\aConnect\x12\x1f.bauxite.edge.v1.ConnectRequest\x1a .bauxite.edge.v1.ConnectResponse0\x01\x12O\n" +
+	"\bCheckHub\x12 .bauxite.edge.v1.CheckHubRequest\x1a!.bauxite.edge.v1.CheckHubResponseB\xc1\x01\n" +
 	"\x13com.bauxite.edge.v1B\n" +
 	"LocalProtoP\x01Z@github.com/bauxite-mesh/bauxite/proto/gen/bauxite/edge/v1;edgev1\xa2\x02\x03BEX\xaa\x02\x0fBauxite.Edge.V1\xca\x02\x0fBauxite\\Edge\\V1\xe2\x02\x1bBauxite\\Edge\\V1\\GPBMetadata\xea\x02\x11Bauxite::Edge::V1b\x06proto3"
 
@@ -261,20 +387,24 @@ func file_bauxite_edge_v1_local_proto_rawDescGZIP() []byte {
 	return file_bauxite_edge_v1_local_proto_rawDescData
 }
 
-var file_bauxite_edge_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_bauxite_edge_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_bauxite_edge_v1_local_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),  // 0: bauxite.edge.v1.GetStatusRequest
 	(*GetStatusResponse)(nil), // 1: bauxite.edge.v1.GetStatusResponse
 	(*ConnectRequest)(nil),    // 2: bauxite.edge.v1.ConnectRequest
 	(*ConnectResponse)(nil),   // 3: bauxite.edge.v1.ConnectResponse
+	(*CheckHubRequest)(nil),   // 4: bauxite.edge.v1.CheckHubRequest
+	(*CheckHubResponse)(nil),  // 5: bauxite.edge.v1.CheckHubResponse
 }
 var file_bauxite_edge_v1_local_proto_depIdxs = []int32{
 	0, // 0: bauxite.edge.v1.LocalService.GetStatus:input_type -> bauxite.edge.v1.GetStatusRequest
 	2, // 1: bauxite.edge.v1.LocalService.Connect:input_type -> bauxite.edge.v1.ConnectRequest
-	1, // 2: bauxite.edge.v1.LocalService.GetStatus:output_type -> bauxite.edge.v1.GetStatusResponse
-	3, // 3: bauxite.edge.v1.LocalService.Connect:output_type -> bauxite.edge.v1.ConnectResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	4, // 2: bauxite.edge.v1.LocalService.CheckHub:input_type -> bauxite.edge.v1.CheckHubRequest
+	1, // 3: bauxite.edge.v1.LocalService.GetStatus:output_type -> bauxite.edge.v1.GetStatusResponse
+	3, // 4: bauxite.edge.v1.LocalService.Connect:output_type -> bauxite.edge.v1.ConnectResponse
+	5, // 5: bauxite.edge.v1.LocalService.CheckHub:output_type -> bauxite.edge.v1.CheckHubResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -291,7 +421,7 @@ func file_bauxite_edge_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bauxite_edge_v1_local_proto_rawDesc), len(file_bauxite_edge_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,8 @@ const (
 	LocalServiceGetStatusProcedure = "/bauxite.edge.v1.LocalService/GetStatus"
 	// LocalServiceConnectProcedure is the fully-qualified name of the LocalService's Connect RPC.
 	LocalServiceConnectProcedure = "/bauxite.edge.v1.LocalService/Connect"
+	// LocalServiceCheckHubProcedure is the fully-qualified name of the LocalService's CheckHub RPC.
+	LocalServiceCheckHubProcedure = "/bauxite.edge.v1.LocalService/CheckHub"
 )
 
 // LocalServiceClient is a client for the bauxite.edge.v1.LocalService service.
@@ -46,6 +48,8 @@ type LocalServiceClient interface {
 	// Connect sets up a session with a peer and reports each step until a path
 	// stands or none can be had.
 	Connect(context.Context, *v1.ConnectRequest) (*connect.ServerStreamForClient[v1.ConnectResponse], error)
+	// CheckHub asks the hub what it offers for paths.
+	CheckHub(context.Context, *v1.CheckHubRequest) (*v1.CheckHubResponse, error)
 }
 
 // NewLocalServiceClient constructs a client for the bauxite.edge.v1.LocalService service. By
@@ -71,6 +75,12 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("Connect")),
 			connect.WithClientOptions(opts...),
 		),
+		checkHub: connect.NewClient[v1.CheckHubRequest, v1.CheckHubResponse](
+			httpClient,
+			baseURL+LocalServiceCheckHubProcedure,
+			connect.WithSchema(localServiceMethods.ByName("CheckHub")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -78,6 +88,7 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 type localServiceClient struct {
 	getStatus *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
 	connect   *connect.Client[v1.ConnectRequest, v1.ConnectResponse]
+	checkHub  *connect.Client[v1.CheckHubRequest, v1.CheckHubResponse]
 }
 
 // GetStatus calls bauxite.edge.v1.LocalService.GetStatus.
@@ -94,6 +105,15 @@ func (c *localServiceClient) Connect(ctx context.Context, req *v1.ConnectRequest
 	return c.connect.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// CheckHub calls bauxite.edge.v1.LocalService.CheckHub.
+func (c *localServiceClient) CheckHub(ctx context.Context, req *v1.CheckHubRequest) (*v1.CheckHubResponse, error) {
+	response, err := c.checkHub.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LocalServiceHandler is an implementation of the bauxite.edge.v1.LocalService service.
 type LocalServiceHandler interface {
 	// GetStatus returns the node, its hub link, its peers and its counters.
@@ -101,6 +121,8 @@ type LocalServiceHandler interface {
 	// Connect sets up a session with a peer and reports each step until a path
 	// stands or none can be had.
 	Connect(context.Context, *v1.ConnectRequest, *connect.ServerStream[v1.ConnectResponse]) error
+	// CheckHub asks the hub what it offers for paths.
+	CheckHub(context.Context, *v1.CheckHubRequest) (*v1.CheckHubResponse, error)
 }
 
 // NewLocalServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -122,12 +144,20 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("Connect")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServiceCheckHubHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceCheckHubProcedure,
+		svc.CheckHub,
+		connect.WithSchema(localServiceMethods.ByName("CheckHub")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bauxite.edge.v1.LocalService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LocalServiceGetStatusProcedure:
 			localServiceGetStatusHandler.ServeHTTP(w, r)
 		case LocalServiceConnectProcedure:
 			localServiceConnectHandler.ServeHTTP(w, r)
+		case LocalServiceCheckHubProcedure:
+			localServiceCheckHubHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -143,4 +173,8 @@ func (UnimplementedLocalServiceHandler) GetStatus(context.Context, *v1.GetStatus
 
 func (UnimplementedLocalServiceHandler) Connect(context.Context, *v1.ConnectRequest, *connect.ServerStream[v1.ConnectResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.edge.v1.LocalService.Connect is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) CheckHub(context.Context, *v1.CheckHubRequest) (*v1.CheckHubResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.edge.v1.LocalService.CheckHub is not implemented"))
 }
