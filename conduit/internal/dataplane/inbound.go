@@ -235,6 +235,7 @@ func (r *reader) data(s *Session, pkt []byte) {
 	}
 	r.d.stats.rxPackets[r.hdr.Lane].Add(1)
 	r.d.stats.rxBytes[r.hdr.Lane].Add(uint64(len(inner)))
+	p.lastRx.Store(r.now)
 	p.rxPackets.Add(1)
 	p.rxBytes.Add(uint64(len(inner)))
 	r.plain = append(r.plain, pkt)

@@ -38,7 +38,7 @@ type Peer struct {
 
 	txPackets, txBytes, txDropped atomic.Uint64
 	rxPackets, rxBytes            atomic.Uint64
-	lastTx                        stamp
+	lastTx, lastRx                stamp
 
 	ways    atomic.Pointer[wayset] // nil: SetWays was never called
 	tracked atomic.Pointer[tracked]
@@ -56,6 +56,10 @@ func (p *Peer) Active() *Session { return p.active.Load() }
 // LastTx returns when the peer was last sent a packet of an application; 0 means
 // never.
 func (p *Peer) LastTx() int64 { return p.lastTx.Load() }
+
+// LastRx returns when a packet for an application last came from the peer; 0 means
+// never.
+func (p *Peer) LastRx() int64 { return p.lastRx.Load() }
 
 // PeerCounters counts inner packets and bytes.
 type PeerCounters struct{ TxPackets, TxBytes, TxDropped, RxPackets, RxBytes uint64 }
@@ -157,6 +161,18 @@ func (s *Session) Expire(at int64) { s.expires.Store(max(at, 1)) }
 func (s *Session) expired(now int64) bool {
 	at := s.expires.Load()
 	return at != 0 && now >= at
+}
+
+// Overhead is what a packet of the session grows by on the wire, in bytes.
+func (s *Session) Overhead() int { return s.overhead }
+
+// Sealed returns how many packets were sealed under that of the lanes' keys which
+// was used most.
+func (s *Session) Sealed() (n uint64) {
+	for l := range s.send {
+		n = max(n, s.send[l].Count())
+	}
+	return n
 }
 
 // LastRecv returns when the last authenticated packet came; 0 means never.

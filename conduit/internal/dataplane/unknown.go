@@ -129,6 +129,12 @@ func (d *Dataplane) HasRoute(a netip.Addr) bool {
 	return ok
 }
 
+// PeerAt returns the peer that packets to a go to, or nil.
+func (d *Dataplane) PeerAt(a netip.Addr) *Peer {
+	p, _ := d.routes.Lookup(a)
+	return p
+}
+
 func (d *Dataplane) inMesh(a netip.Addr) bool {
 	for _, p := range d.cfg.Mesh {
 		if p.Contains(a) {

@@ -86,7 +86,7 @@ func decodeBody(b []byte, mode cbor.DecMode, meshID string, self identity.PeerID
 	}
 	s := &Snapshot{
 		MeshID: in.MeshID, Self: self, Written: moment(in.Written),
-		PolicyVersion: in.Version, Policy: in.Policy, Resume: in.Resume,
+		PolicyVersion: in.Version, Policy: in.Policy, Resume: in.Resume, Port: in.Port,
 		Peers: make([]Peer, 0, len(in.Peers)),
 	}
 	last := identity.PeerID{}

@@ -37,6 +37,7 @@ type body struct {
 	Denials []denial `cbor:"7,keyasint,omitempty"`
 	Resume  []byte   `cbor:"8,keyasint,omitempty"`
 	Spent   []spent  `cbor:"9,keyasint,omitempty"`
+	Port    uint16   `cbor:"10,keyasint,omitempty"`
 }
 
 type peer struct {
@@ -127,7 +128,7 @@ func (s *Snapshot) encodeBody() ([]byte, error) {
 	}
 	out := body{
 		MeshID: s.MeshID, Self: s.Self[:], Written: millis(s.Written),
-		Version: s.PolicyVersion, Policy: s.Policy, Resume: s.Resume,
+		Version: s.PolicyVersion, Policy: s.Policy, Resume: s.Resume, Port: s.Port,
 		Peers: make([]peer, 0, min(len(s.Peers), MaxPeers)), Denials: make([]denial, 0, len(s.Denials)),
 	}
 	for _, p := range keep(s.Peers) {

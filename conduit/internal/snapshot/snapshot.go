@@ -75,6 +75,8 @@ type Snapshot struct {
 	Resume []byte
 	// Spent are the budgets of uplinks.
 	Spent []Spent
+	// Port is the UDP port that the node had: peers look for it there.
+	Port uint16
 	// Dropped counts peers that Decode left out because their keys did not match
 	// their PeerID or an address made no sense. It is not written.
 	Dropped int

@@ -73,6 +73,7 @@ func sample(peers int) *Snapshot {
 			{ID: identity.PeerID{3}, Until: now.Add(time.Minute)},
 		},
 		Spent: []Spent{{"wwan0", Day(now), 12345}, {"wlan0", Day(now), 1}},
+		Port:  41641,
 	}
 	for i := range peers {
 		s.Peers = append(s.Peers, peerOf(i))
