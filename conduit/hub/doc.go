@@ -15,4 +15,11 @@
 //
 // Whatever fails, the Connector closes the connection and dials anew after a
 // random delay that grows to 30 s, and continues the topology where it was.
+//
+// # Relay
+//
+// Where nothing else connects two nodes, their packets take the hub's relay stream,
+// on the same connection, sealed from end to end. TCP has one queue, so what cannot
+// be overtaken is kept short: 32 packets wait here, Critical first, a message holds
+// 4 KiB, and 16 KiB stand unsent in the socket (Linux).
 package hub

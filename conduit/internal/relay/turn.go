@@ -88,7 +88,7 @@ type TurnBind struct {
 	queue  *lanequeue.Queue[arrival]
 	free   [][]byte
 	peers  map[netip.AddrPort]*turnPeer
-	asked  netip.AddrPort // an address with a permission
+	asked  netip.AddrPort // the newest address that a permission was asked for
 }
 
 var _ transport.Bind = (*TurnBind)(nil)
@@ -290,6 +290,7 @@ func (b *TurnBind) routeLocked(p arrival, lane int, now time.Time) *turnPeer {
 		return nil
 	}
 	b.putAsideLocked(peer, lane, p)
+	b.asked = p.from
 	if peer.state = peerOpening; !b.closed {
 		b.wg.Go(func() { fips140.WithoutEnforcement(func() { b.open(p.from, peer) }) })
 	}
@@ -330,7 +331,7 @@ func (b *TurnBind) open(to netip.AddrPort, peer *turnPeer) {
 	for {
 		p, _, ok := peer.pending.Pop()
 		if !ok {
-			peer.state, b.asked = peerOpen, to
+			peer.state = peerOpen
 			return
 		}
 		b.mu.Unlock()
@@ -350,10 +351,10 @@ func (b *TurnBind) open(to netip.AddrPort, peer *turnPeer) {
 }
 
 func (b *TurnBind) transmit(peer *turnPeer, data []byte) error {
+	b.conn.sent.Store(true)
 	if _, err := b.alloc.WriteTo(data, peer.addr); err != nil {
 		return err
 	}
-	b.conn.sent.Store(true)
 	b.count.txPackets.Add(1)
 	b.count.txBytes.Add(uint64(len(data)))
 	return nil

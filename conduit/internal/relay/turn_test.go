@@ -315,41 +315,74 @@ func TestTurnSilentServerIsLost(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
+	for _, open := range []bool{true, false} { // whether a peer was reached before
+		t.Run(fmt.Sprint("open=", open), func(t *testing.T) {
+			t.Parallel()
+			s := startTurn(t, nil)
+			lost := make(chan error, 1)
+			a := dialTurn(t, s, func(c *TurnConfig) { c.Lost = func(err error) { lost <- err } })
+			to := netip.MustParseAddrPort("127.0.0.1:9")
+			tick := time.NewTicker(100 * time.Millisecond)
+			defer tick.Stop()
+			for ok := !open; !ok; <-tick.C {
+				sendText(t, a, 0, to, "x")
+				a.mu.Lock()
+				ok = a.peers[to] != nil && a.peers[to].state == peerOpen
+				a.mu.Unlock()
+			}
+			s.conn.setDeaf()
+			begin := time.Now()
+			for {
+				select {
+				case err := <-lost:
+					t.Logf("lost after %v", time.Since(begin))
+					if !errors.Is(err, errTurnSilent) {
+						t.Errorf("lost: %v", err)
+					}
+					begin = time.Now()
+					if err := a.Close(); err != nil || time.Since(begin) > time.Second {
+						t.Errorf("Close = %v after %v", err, time.Since(begin))
+					}
+					return
+				case <-tick.C:
+					sendText(t, a, 0, to, "y")
+				}
+				if time.Since(begin) > 15*time.Second {
+					t.Fatal("nobody noticed")
+				}
+			}
+		})
+	}
+}
+
+// TestTurnHearsTheServerOnly sends what the server could send, from elsewhere.
+func TestTurnHearsTheServerOnly(t *testing.T) {
 	s := startTurn(t, nil)
-	lost := make(chan error, 1)
-	a := dialTurn(t, s, func(c *TurnConfig) { c.Lost = func(err error) { lost <- err } })
-	to := netip.MustParseAddrPort("127.0.0.1:9")
-	sendText(t, a, 0, to, "x")
-	for {
-		a.mu.Lock()
-		open := a.asked.IsValid()
-		a.mu.Unlock()
-		if open {
-			break
+	a := dialTurn(t, s, func(c *TurnConfig) { c.Local = netip.MustParseAddr("127.0.0.1") })
+	got := receiver(t, a)
+	stranger, err := transport.Listen(transport.Config{Network: "udp4", Addr: netip.MustParseAddr("127.0.0.1"), NoGRO: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	forged := dataIndication(t, netip.MustParseAddrPort("192.0.2.1:5"), meshPacket(0, "forged!!"))
+	for deadline := time.Now().Add(10 * time.Second); a.Counters().RxDropped == 0; {
+		if _, err := stranger.Send(0, []transport.Message{{Buf: forged, Addr: a.LocalAddr()}}); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it was not dropped")
 		}
 	}
-	s.conn.setDeaf()
-	begin := time.Now()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-lost:
-			t.Logf("lost after %v", time.Since(begin))
-			if !errors.Is(err, errTurnSilent) {
-				t.Errorf("lost: %v", err)
-			}
-			begin = time.Now()
-			if err := a.Close(); err != nil || time.Since(begin) > time.Second {
-				t.Errorf("Close = %v after %v", err, time.Since(begin))
-			}
-			return
-		case <-tick.C:
-			sendText(t, a, 0, to, "y")
-		}
-		if time.Since(begin) > 15*time.Second {
-			t.Fatal("nobody noticed")
-		}
+	if len(got) > 0 || a.Counters().RxPackets > 0 {
+		t.Errorf("got %q", <-got)
+	}
+	// The same from the server passes.
+	if _, err := s.conn.WriteTo(forged, net.UDPAddrFromAddrPort(a.LocalAddr())); err != nil {
+		t.Fatal(err)
+	}
+	if g := next(t, "packet of the server", got); g != "192.0.2.1:5 forged!!" {
+		t.Errorf("got %q", g)
 	}
 }
 

@@ -26,7 +26,7 @@ type turnConn struct {
 
 	closed atomic.Bool
 	heard  atomic.Int64 // when the server last sent something good, in Unix ns
-	sent   atomic.Bool  // a packet of the mesh left since the watch looked last
+	sent   atomic.Bool  // something was sent to a peer since the watch looked last
 
 	mu       sync.Mutex // guards the following
 	key      []byte     // of the long-term credentials, once the realm is known
