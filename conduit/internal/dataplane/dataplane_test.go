@@ -108,7 +108,11 @@ type rig struct {
 	stun  chan []byte
 	other *Session // the peer's end of the session, to seal with
 	sess  *Session
+	nonce seal.Nonce
+	keys  *session.Secrets
 }
+
+func netip4(a, b, c, d byte) netip.Addr { return netip.AddrFrom4([4]byte{a, b, c, d}) }
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
@@ -134,6 +138,7 @@ func newRig(t testing.TB) *rig {
 		_, _ = rand.Read(ours.Recv[l].Key[:])
 	}
 	theirs.Send, theirs.Recv = ours.Recv, ours.Send
+	r.keys = ours
 	var err error
 	if r.sess, err = NewSession(r.peer, &session.Established{LocalIndex: r.d.Reserve(), RemoteIndex: 77, Secrets: ours}); err != nil {
 		t.Fatal(err)
