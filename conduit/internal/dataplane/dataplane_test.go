@@ -428,4 +428,3 @@ func TestIndexes(t *testing.T) {
 		t.Error("a removed session is still found")
 	}
 }
-

@@ -32,8 +32,8 @@ type ringSlot struct {
 	// unsent is set while the packet has left on no path at all, uncounted where no
 	// counter knows of that yet.
 	unsent, uncounted bool
-	buf    *packet.Buf // holds the packet where small does not
-	small  [ringSmall]byte
+	buf               *packet.Buf // holds the packet where small does not
+	small             [ringSmall]byte
 }
 
 func (s *ringSlot) bytes() []byte {
