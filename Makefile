@@ -74,5 +74,7 @@ chaos: ## Kill the hub under load CHAOS_KILLS times (default 1000); CHAOS_SEED r
 	@go run ./lab/cmd/chaos
 
 .PHONY: lab bench
-lab bench: ## (no content yet)
+lab: ## Paths beside other tunnels, 30 minutes; writes docs/benchmarks/paths.md; LAB_FLAGS adds flags.
+	@$(BX) setup && go run ./lab/cmd/paths -out docs/benchmarks/paths.md $(LAB_FLAGS)
+bench: ## (no content yet)
 	@$(BX) absent $@

@@ -24,18 +24,14 @@ func (w *WAN) BlockUDP(on bool, among ...*Iface) {
 		if !on {
 			return dropTable("block-udp")
 		}
-		udp := rule{
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
-		}
 		var rules []rule
 		if len(among) == 0 {
-			rules = append(rules, join(udp, drop()))
+			rules = append(rules, join(isUDP(), drop()))
 		}
 		for _, a := range among {
 			for _, b := range among {
 				if a != b {
-					rules = append(rules, join(iifname(a.port), oifname(b.port), udp, drop()))
+					rules = append(rules, join(iifname(a.port), oifname(b.port), isUDP(), drop()))
 				}
 			}
 		}
@@ -43,10 +39,11 @@ func (w *WAN) BlockUDP(on bool, among ...*Iface) {
 	}), "block UDP at %s", w.host.name)
 }
 
-// Narrow drops what is longer than mtu bytes, IP header included, on its way to
-// or from the attachment, and tells nobody: a path whose "too big" messages a
-// firewall eats. 0 undoes it. The cables on the way must be PerPacket, or the
-// router would see several packets as one.
+// Narrow drops the UDP packets of more than mtu bytes, IP header included, on
+// their way to or from the attachment, and tells nobody: a path whose "too big"
+// messages a firewall eats. (TCP is spared; routers clamp its segments.) 0 undoes
+// it. The cables on the way must be PerPacket, or the router would see several
+// packets as one.
 func (w *WAN) Narrow(i *Iface, mtu int) {
 	w.host.lab.tb.Helper()
 	name := "narrow-" + i.port
@@ -59,8 +56,15 @@ func (w *WAN) Narrow(i *Iface, mtu int) {
 			&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
 			&expr.Cmp{Op: expr.CmpOpGt, Register: 1, Data: binaryutil.BigEndian.PutUint32(uint32(mtu))},
 		}
-		return setForward(name, []rule{join(iifname(i.port), long, drop()), join(oifname(i.port), long, drop())})
+		return setForward(name, []rule{join(iifname(i.port), isUDP(), long, drop()), join(oifname(i.port), isUDP(), long, drop())})
 	}), "narrow %s", i)
+}
+
+func isUDP() rule {
+	return rule{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+	}
 }
 
 // setForward replaces a table by rules about what the calling thread's

@@ -100,6 +100,7 @@ func maker(sys System, kind Junk, capture *netns.Capture) (flood.Maker, error) {
 		return flood.UnknownIndex(), nil
 	case Invites:
 		return flood.Invite(), nil
+	default: // needs what was seen
 	}
 	frames := capture.Frames()
 	for i := range frames {

@@ -201,13 +201,13 @@ func (r *Report) Missed() []*Figure {
 
 // sheet makes the figures of one case of one system.
 type sheet struct {
-	scenario, case_, system string
-	figures                 []Figure
+	scenario, kase, system string
+	figures                []Figure
 }
 
 func (s *sheet) add(what, unit string, stat Stat, v ...float64) *Figure {
 	s.figures = append(s.figures, Figure{
-		Scenario: s.scenario, Case: s.case_, System: s.system, What: what, Unit: unit, Stat: stat, Samples: v,
+		Scenario: s.scenario, Case: s.kase, System: s.system, What: what, Unit: unit, Stat: stat, Samples: v,
 	})
 	return &s.figures[len(s.figures)-1]
 }

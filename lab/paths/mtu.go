@@ -30,8 +30,8 @@ type Narrow struct {
 const fullSize = 1350 - 28
 
 // NarrowPath starts on a path that carries packets of at most mtu bytes. Then it
-// widens the path and narrows it again under a flow.
-func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int) (Narrow, error) {
+// widens the path and narrows it again under a flow, which it watches for so long.
+func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int, watch time.Duration) (Narrow, error) {
 	r := Narrow{MTU: mtu, Full: never, FlowGap: never}
 	w, err := newWorld(ctx, lab, sys, leg)
 	if err != nil {
@@ -45,7 +45,7 @@ func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int) (Narro
 	}
 	defer p.close()
 	// At once, before anything could be found out by small packets.
-	stream, err := p.stream(0, probe.Requests{Count: 500, Size: fullSize})
+	stream, err := p.stream(0, probe.Requests{Count: int(watch / 2 / interval), Size: fullSize})
 	if err != nil {
 		return r, err
 	}
@@ -73,12 +73,12 @@ func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int) (Narro
 	}
 	at := time.Now()
 	w.wan.Narrow(b.Iface(0), mtu)
-	if err := pause(ctx, 10*time.Second); err != nil {
+	if err := pause(ctx, watch); err != nil {
 		return r, err
 	}
 	end := time.Now()
 	r.FlowGap = max(flow.Gap(0, at, end), flow.Gap(1, at, end))
-	if r.FlowGap > 9*time.Second {
+	if r.FlowGap > watch-time.Second {
 		r.FlowGap = never
 	}
 	return r, nil

@@ -19,7 +19,7 @@ var NATs = []string{"none", netns.EndpointIndependent.String(), netns.PortRestri
 func Direct(a, b string) bool {
 	hard := func(k string) bool { return k == netns.Symmetric.String() || k == netns.PortRestricted.String() }
 	sym := netns.Symmetric.String()
-	return !(a == sym && hard(b) || b == sym && hard(a))
+	return (a != sym || !hard(b)) && (b != sym || !hard(a))
 }
 
 // Matrix is a hub, and two nodes behind each kind of NAT.

@@ -38,7 +38,7 @@ type Case struct {
 func (c Case) Run(ctx context.Context, scenario string, sys System) ([]Figure, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Limit)
 	defer cancel()
-	s := &sheet{scenario: scenario, case_: c.Name, system: sys.Name}
+	s := &sheet{scenario: scenario, kase: c.Name, system: sys.Name}
 	err := netns.Run(ctx, scenario, func(lab *netns.Lab) error { return c.run(ctx, lab, s, sys) })
 	word, ok := "yes", true
 	if err != nil {
@@ -75,11 +75,11 @@ func natPlan(tries int) Scenario {
 					if err != nil {
 						return fmt.Errorf("%s × %s: %w", a, b, err)
 					}
-					s.case_ = a + " × " + b
+					s.kase = a + " × " + b
 					c.figures(s)
 				}
 			}
-			s.case_ = a
+			s.kase = a
 			return nil
 		}})
 	}
@@ -183,16 +183,16 @@ func skewPlan() Scenario {
 			if err != nil {
 				return err
 			}
-			name := s.case_
+			name := s.kase
 			for _, k := range all {
-				s.case_ = "later by " + k.Delay.String()
+				s.kase = "later by " + k.Delay.String()
 				s.count("different packets on the wire", k.Wire)
 				s.count("of them with copies", k.Copies)
 				s.count("on the wire, not at the application", max(k.Wire-k.Stream.Got, 0)).atMost(0)
 				s.count("twice to the application", k.Stream.Duplicated).atMost(0)
 				s.count("lost to the application", k.Stream.Lost)
 			}
-			s.case_ = name
+			s.kase = name
 			return nil
 		}}},
 	}
@@ -294,9 +294,9 @@ func attackPlan() Scenario {
 			if err != nil {
 				return err
 			}
-			name := s.case_
+			name := s.kase
 			for _, a := range all {
-				s.case_ = string(a.Junk)
+				s.kase = string(a.Junk)
 				s.add("junk that was sent", "1/s", Median, float64(a.Rate))
 				s.ms("Critical p99 in quiet", Median, a.Quiet.P99)
 				s.ms("Critical p99 under attack", Median, a.Loaded.P99)
@@ -305,7 +305,7 @@ func attackPlan() Scenario {
 				s.count("answers to the attacker", a.Answers).atMost(0)
 				s.add("memory grown", "MiB", Median, float64(a.After-a.Before)/(1<<20)).atMost(8)
 			}
-			s.case_ = name
+			s.kase = name
 			return nil
 		}}},
 	}
@@ -318,7 +318,7 @@ func mtuPlan() Scenario {
 	}
 	for _, mtu := range []int{1400, 1280} {
 		sc.Cases = append(sc.Cases, Case{Name: fmt.Sprintf("%d bytes", mtu), Limit: minute, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
-			r, err := NarrowPath(ctx, lab, sys, mtu)
+			r, err := NarrowPath(ctx, lab, sys, mtu, 10*time.Second)
 			if err != nil {
 				return err
 			}

@@ -20,6 +20,9 @@ var debian = []struct{ name, command, why string }{
 	{"libc6-dev", "", "the race detector needs cgo"},
 	{"iputils-ping", "ping", "the demo and the tests ping through the tunnel"},
 	{"systemd", "systemd-analyze", "the hub's unit is checked with it"},
+	{"wireguard-go", "wireguard-go", "the lab measures it beside Bauxite"},
+	{"wireguard-tools", "wg", "the lab measures wireguard-go beside Bauxite"},
+	{"nebula", "nebula", "the lab measures it beside Bauxite"},
 }
 
 // setup installs the packages that are missing when it may, and otherwise
