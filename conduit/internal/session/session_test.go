@@ -22,9 +22,13 @@ import (
 type indexes struct {
 	next uint32
 	live map[uint32]bool
+	full bool
 }
 
 func (x *indexes) Reserve() uint32 {
+	if x.full {
+		return 0
+	}
 	x.next++
 	x.live[x.next] = true
 	return x.next
