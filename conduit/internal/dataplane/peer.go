@@ -141,7 +141,7 @@ func NewSession(p *Peer, e *session.Established) (*Session, error) {
 // overhead returns what a packet grows by on the wire: with a random nonce in it,
 // 12 bytes more.
 func overhead(suite wire.Suite) int {
-	if suite == 3 {
+	if suite == wire.SuiteFIPS {
 		return wire.Overhead + 12
 	}
 	return wire.Overhead
