@@ -5,6 +5,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -114,4 +115,13 @@ func (i *Iface) Renumber() {
 		}
 		return i.addDefaults()
 	}), "renumber %s", i)
+}
+
+// AddAddr4 gives the host's end one more IPv4 address, the n-th of its network.
+func (i *Iface) AddAddr4(n int) netip.Addr {
+	l := i.Host.lab
+	l.tb.Helper()
+	a, _ := subnet{v4: netip.PrefixFrom(i.Addr4.Masked().Addr(), i.Addr4.Bits())}.addr(n)
+	l.check(i.Host.Do(func() error { return addAddrs(i.Name, a) }), "add %v to %s", a, i)
+	return a.Addr()
 }

@@ -3,11 +3,15 @@
 package paths
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/lab/flood"
@@ -24,7 +28,13 @@ const (
 	BadTag   Junk = "bad tag"
 	Counters Junk = "high counters"
 	Invites  Junk = "forged INVITEs"
+	// Insiders knows the certificates of both robots, as every member does, has
+	// cookies for 16 addresses, and forges all of an INVITE but its signature.
+	Insiders Junk = "forged INVITEs of an insider"
 )
+
+// insiders is how many addresses the insider sends from.
+const insiders = 16
 
 // JunkOf are the kinds that a system can be sent here: a rival gets packets of
 // its own format with an index that it has never given out.
@@ -32,7 +42,7 @@ func JunkOf(sys System) []Junk {
 	if sys.rival != nil {
 		return []Junk{Unknown}
 	}
-	return []Junk{Unknown, BadTag, Counters, Invites}
+	return []Junk{Unknown, BadTag, Counters, Invites, Insiders}
 }
 
 // Attack is one kind of junk at a robot's port.
@@ -77,17 +87,72 @@ func Attacks(ctx context.Context, lab *netns.Lab, sys System, each time.Duration
 	victim := netip.AddrPortFrom(b.Addr4(), p.port[1])
 	var all []Attack
 	for _, kind := range kinds {
-		next, err := maker(sys, kind, capture)
-		if err != nil {
-			return nil, err
+		t := target{host: 1, addr: victim}
+		if kind == Insiders {
+			err = p.insider(ctx, mallory, &t)
+		} else {
+			var next flood.Maker
+			next, err = maker(sys, kind, capture)
+			t.next = []flood.Maker{next}
 		}
-		r, err := p.attack(ctx, mallory, victim, kind, next, each)
+		if err == nil && t.conns == nil {
+			var c *net.UDPConn
+			c, err = mallory.ListenUDP("0.0.0.0:0")
+			t.conns = []*net.UDPConn{c}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", kind, err)
+		}
+		r, err := p.attack(ctx, mallory, t, kind, each)
+		for _, c := range t.conns {
+			_ = c.Close()
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", kind, err)
 		}
 		all = append(all, r)
 	}
 	return all, nil
+}
+
+// target is what is attacked, and what with.
+type target struct {
+	host  int // of the pair
+	addr  netip.AddrPort
+	conns []*net.UDPConn
+	next  []flood.Maker // one for each of conns
+}
+
+// insider prepares the insider's attack. An INVITE goes to the higher PeerID.
+func (p *pair) insider(ctx context.Context, mallory *netns.Host, t *target) error {
+	var members [2]flood.Member
+	for i, n := range p.nodes {
+		text, err := os.ReadFile(filepath.Join(n.Home, "certs", "node.crt"))
+		if err != nil {
+			return err
+		}
+		if members[i], err = flood.ParseMember(text); err != nil {
+			return err
+		}
+	}
+	if bytes.Compare(members[0].ID[:], members[1].ID[:]) > 0 {
+		t.host = 0
+	}
+	t.addr = netip.AddrPortFrom(p.hosts[t.host].Addr4(), p.port[t.host])
+	for i := range insiders {
+		addr := mallory.Iface(0).AddAddr4(100 + i)
+		c, err := mallory.ListenUDP(netip.AddrPortFrom(addr, 0).String())
+		if err != nil {
+			return err
+		}
+		t.conns = append(t.conns, c)
+		next, err := flood.Insider(ctx, c, t.addr, members[1-t.host], members[t.host])
+		if err != nil {
+			return err
+		}
+		t.next = append(t.next, next)
+	}
+	return nil
 }
 
 // maker forges the kind, from what was seen on the wire where it must be.
@@ -130,24 +195,23 @@ func foreign(name string) flood.Maker {
 	}
 }
 
-func (p *pair) attack(ctx context.Context, mallory *netns.Host, victim netip.AddrPort, kind Junk, next flood.Maker, each time.Duration) (Attack, error) {
+func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind Junk, each time.Duration) (Attack, error) {
 	r := Attack{Junk: kind}
 	rate := 50_000
-	if kind == Invites {
+	switch kind {
+	case Invites:
 		rate = 2_000
+	case Insiders:
+		rate = 6_000 // three pieces each
+	default:
 	}
 	var err error
 	if r.Quiet, err = p.latency(ctx, each); err != nil {
 		return r, err
 	}
-	if r.Before, err = rss(p.procs[1].Pid()); err != nil {
+	if r.Before, err = rss(p.procs[t.host].Pid()); err != nil {
 		return r, err
 	}
-	conn, err := mallory.ListenUDP("0.0.0.0:0")
-	if err != nil {
-		return r, fmt.Errorf("open attacker's socket: %w", err)
-	}
-	defer conn.Close()
 	answers, err := mallory.Iface(0).CaptureIncoming()
 	if err != nil {
 		return r, err
@@ -156,35 +220,42 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, victim netip.Add
 		sent int
 		err  error
 	}
-	done := make(chan result, 1)
+	done := make(chan result, len(t.conns))
 	during, stop := context.WithCancel(ctx)
 	began := time.Now()
-	go func() {
-		n, err := flood.Run(during, conn, victim, rate, next)
-		done <- result{n, err}
-	}()
-	end := func() result {
+	for i, c := range t.conns {
+		go func() {
+			n, err := flood.Run(during, c, t.addr, rate/len(t.conns), t.next[i])
+			done <- result{n, err}
+		}()
+	}
+	end := func() (sent int, err error) {
 		stop()
-		return <-done
+		for range t.conns {
+			one := <-done
+			sent, err = sent+one.sent, errors.Join(err, one.err)
+		}
+		return sent, err
 	}
 	if err := pause(ctx, 300*time.Millisecond); err != nil {
-		return r, errors.Join(err, end().err)
+		_, _ = end()
+		return r, err
 	}
 	r.Loaded, err = p.latency(ctx, each)
 	took := time.Since(began)
-	sent := end()
-	if err := errors.Join(err, sent.err); err != nil {
+	sent, sendErr := end()
+	if err := errors.Join(err, sendErr); err != nil {
 		return r, err
 	}
-	r.Rate = int(float64(sent.sent) / took.Seconds())
-	if r.After, err = rss(p.procs[1].Pid()); err != nil {
+	r.Rate = int(float64(sent) / took.Seconds())
+	if r.After, err = rss(p.procs[t.host].Pid()); err != nil {
 		return r, err
 	}
 	if err := answers.Stop(); err != nil {
 		return r, err
 	}
 	for _, f := range answers.Frames() {
-		if q := (netns.Classifier{}).Classify(f); q.Src.Addr() == victim.Addr() {
+		if q := (netns.Classifier{}).Classify(f); q.Src.Addr() == t.addr.Addr() {
 			r.Answers++
 		}
 	}

@@ -147,10 +147,13 @@ func uplinksPlan() Scenario {
 		Name: "uplinks", Title: "Two uplinks, each dies and comes back",
 		Text: "3,000 Critical packets each way at 100 a second and a TCP flow; first the Wi-Fi is cut for 6 s, then the LTE. *Used again*: from the return of an uplink until Critical payload has left and come by it, as a capture sees it.",
 	}
-	for _, o := range []CutOptions{{Cut: LinkDown}, {Cut: Unplugged}, {Cut: Blackholed}, {Cut: Blackholed, Both: true}} {
+	for _, o := range []CutOptions{{Cut: LinkDown}, {Cut: Unplugged}, {Cut: Blackholed}, {Cut: Blackholed, Both: true}, {Cut: Blackholed, NAT: true}} {
 		name := string(o.Cut)
 		if o.Both {
 			name += ", two uplinks at both ends"
+		}
+		if o.NAT {
+			name += ", uplinks behind NATs"
 		}
 		o.Packets = 3000
 		sc.Cases = append(sc.Cases, Case{Name: name, Limit: minute, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
@@ -288,7 +291,7 @@ func blockedPlan() Scenario {
 func attackPlan() Scenario {
 	return Scenario{
 		Name: "attack", Title: "Junk at the port",
-		Text: "A third host sends 50,000 datagrams a second of 124 bytes (INVITEs: 2,000 of 1,140) to one robot's UDP port while Critical round trips are measured. Nothing is shaped; attacker, routers and robots share the cores. A rival gets data packets of its own format with unknown indexes.",
+		Text: "A third host sends 50,000 datagrams a second of 124 bytes (INVITEs: 2,000) to one robot's UDP port while Critical round trips are measured. Nothing is shaped; attacker, routers and robots share the cores. The *insider* knows the certificates of both robots, has cookies for 16 addresses and forges 2,000 INVITEs a second, in three pieces each, whose signature alone is wrong. A rival gets data packets of its own format with unknown indexes.",
 		Cases: []Case{{Name: "junk", Limit: 2 * minute, Rivals: true, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
 			all, err := Attacks(ctx, lab, sys, 8*time.Second, JunkOf(sys)...)
 			if err != nil {

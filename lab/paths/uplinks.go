@@ -51,6 +51,15 @@ func (w *world) twoUplinks(name string) *netns.Host {
 	return h
 }
 
+// behindNATs is twoUplinks with a NAT in each: a router at home and a carrier's.
+func (w *world) behindNATs(name string) *netns.Host {
+	home := w.lab.NAT("home", netns.NATConfig{Kind: netns.PortRestricted, Upstream: w.wan, Link: wifi})
+	carrier := w.lab.NAT("carrier", netns.NATConfig{Kind: netns.Symmetric, Upstream: w.wan, Link: lte})
+	h := home.Host(name, netns.Link{PerPacket: true})
+	h.Attach(carrier, netns.Link{PerPacket: true})
+	return h
+}
+
 // Cuts are two uplinks that died and came back, one after the other, under
 // Critical streams and a TCP flow both ways.
 type Cuts struct {
@@ -62,8 +71,7 @@ type Cuts struct {
 	// Healed is, for each of the uplinks, the time from its return until a
 	// Critical packet has left by it and one has come by it.
 	Healed [2]time.Duration
-	// Capture has a reason when Healed could not be seen.
-	Marks []Mark
+	Marks  []Mark
 }
 
 // Mark is when something was done to an uplink.
@@ -77,6 +85,7 @@ type CutOptions struct {
 	Cut     Cut
 	Packets int  // of each stream, 100 a second
 	Both    bool // the other host has two uplinks as well
+	NAT     bool // the uplinks lead through a port-restricted and a symmetric NAT
 }
 
 // CutUplinks runs it.
@@ -86,7 +95,12 @@ func CutUplinks(ctx context.Context, lab *netns.Lab, sys System, o CutOptions) (
 	if err != nil {
 		return c, err
 	}
-	a := w.twoUplinks("robot1")
+	var a *netns.Host
+	if o.NAT {
+		a = w.behindNATs("robot1")
+	} else {
+		a = w.twoUplinks("robot1")
+	}
 	var b *netns.Host
 	if o.Both {
 		b = w.twoUplinks("robot2")
