@@ -5,8 +5,9 @@ package ice
 import "net/netip"
 
 const (
-	// maxSources bounds the addresses that checks of one peer may come from.
-	maxSources = maxCandidates
+	// maxSources bounds the addresses that are remembered of one peer: its
+	// candidates and where its checks come from.
+	maxSources = 2 * maxCandidates
 	// maxUnproven bounds those of them that the peer did not signal and that never
 	// answered: mappings of symmetric NATs, one for each of our sockets.
 	maxUnproven = 16
@@ -82,7 +83,7 @@ func (e *entry) signalled(a netip.AddrPort) {
 	defer e.mu.Unlock()
 	if e.sources.m[a] != nil {
 		e.sources.release(a)
-	} else if len(e.sources.m) < 2*maxSources {
+	} else if len(e.sources.m) < maxSources {
 		e.sources.add(a).free = true
 	}
 }

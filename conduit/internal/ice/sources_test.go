@@ -133,3 +133,37 @@ func TestSources(t *testing.T) {
 		t.Errorf("%d sources", len(s.m))
 	}
 }
+
+// What the peer signals is free, whether it was a source before or not, and
+// bounded all the same.
+func TestSignalledSources(t *testing.T) {
+	addr := func(i int) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(i)) }
+	var e entry
+	e.sources.request(0, addr(1))
+	if !e.mayCheck(0, addr(1)) || e.mayCheck(0, addr(1)) {
+		t.Error("a source has another limit than one check")
+	}
+	e.signalled(addr(1))
+	e.signalled(addr(2))
+	for range 10 {
+		e.sources.request(0, addr(2))
+		if !e.mayCheck(0, addr(1)) || !e.mayCheck(3, addr(2)) {
+			t.Fatal("a signalled address has a limit")
+		}
+	}
+	if e.sources.unproven != 0 {
+		t.Errorf("%d unproven sources", e.sources.unproven)
+	}
+	for i := range maxCandidates - 2 {
+		e.signalled(addr(100 + i))
+	}
+	if !e.sources.request(0, addr(99)) {
+		t.Error("a peer with all its candidates has no room for a source")
+	}
+	for i := range 10 * maxSources {
+		e.signalled(addr(100 + i))
+	}
+	if n := len(e.sources.m); n != maxSources {
+		t.Errorf("%d sources are kept", n)
+	}
+}

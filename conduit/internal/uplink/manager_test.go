@@ -290,6 +290,34 @@ func TestMoved(t *testing.T) {
 	})
 }
 
+// The source counts, not the first address; only where it cannot be ours does the
+// first one. The fallback tells the routing table's.
+func TestSource(t *testing.T) {
+	two := testLink("eth0", 2, "192.0.2.2", "192.0.2.3")
+	sys := &fakeSystem{links: []link{{src4: two.addrs[1]}, two}}
+	r := newRig(t, sys, Config{Exclude: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")}})
+	if err := r.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if a := r.Bounds()[1].Uplink.Addrs; len(a) != 1 || a[0] != two.addrs[1] {
+		t.Errorf("fallback sends from %v", a)
+	}
+	if a := r.Bounds()[2].Uplink.Addrs; len(a) != 0 {
+		t.Errorf("fallback of IPv6 sends from %v", a)
+	}
+	for _, tt := range []struct {
+		src   string
+		moved bool
+	}{{"192.0.2.3", true}, {"192.0.2.3", false}, {"192.0.2.2", true}, {"100.64.0.1", false}} {
+		sys.links[1].src4 = netip.MustParseAddr(tt.src)
+		n := len(r.lists)
+		r.reconcile(true)
+		if got := len(r.lists) > n && r.lists[n][0].Moved; got != tt.moved {
+			t.Errorf("source %s: moved = %v, want %v", tt.src, got, tt.moved)
+		}
+	}
+}
+
 // Where devices cannot be bound, addresses are; a new address is a new socket,
 // opened before the old one goes.
 func TestByAddress(t *testing.T) {
@@ -343,6 +371,15 @@ func TestErrors(t *testing.T) {
 		if names(r.Bounds()) != "eth0 - -6" {
 			t.Errorf("in use: %s", names(r.Bounds()))
 		}
+		if len(r.failed) != 2 {
+			t.Errorf("failures remembered: %v", r.failed)
+		}
+		sys.set(nil, link{}, eth)
+		sleep(time.Second)
+		if len(r.failed) != 0 {
+			t.Errorf("failures of a gone interface remembered: %v", r.failed)
+		}
+		sys.set(nil, link{}, eth, wlan)
 		sys.mu.Lock()
 		sys.scanErr = errors.New("scan")
 		bad = false

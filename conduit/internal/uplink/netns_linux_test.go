@@ -389,6 +389,18 @@ func TestNamespaceEvents(t *testing.T) {
 			n.t.Errorf("IPv6 of eth0 = %+v", b)
 		}
 
+		// A deprecated address is none.
+		for i, a := range []string{"2001:db8::3/64", "2001:db8::4/64"} {
+			x := n.parse(a)
+			x.ValidLft, x.PreferedLft = 1000, 1000*i
+			x.Flags = unix.IFA_F_NODAD
+			n.must(netlink.AddrAdd(n.get("eth0"), x))
+		}
+		list, _ = n.await("more IPv6", time.Now(), func(l []Bound) bool { b, _ := find(l, "eth0", true); return len(b.Uplink.Addrs) > 2 })
+		if b, _ := find(list, "eth0", true); slices.Contains(b.Uplink.Addrs, netip.MustParseAddr("2001:db8::3")) || len(b.Uplink.Addrs) != 3 {
+			n.t.Errorf("addresses of eth0: %v, want no deprecated one", b.Uplink.Addrs)
+		}
+
 		// Not every interface: ignored by rule, by name, by prefix, link-local only.
 		n.link("cam0", "pc")
 		n.addr("cam0", "10.3.0.2/24")
