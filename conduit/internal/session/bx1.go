@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
@@ -50,7 +51,7 @@ func newInitiator(cfg *Config, epoch uint8, knock *wire.SID, now time.Time) (*in
 		_, _ = rand.Read(a.sid[:]) // never fails since Go 1.24
 	}
 	var err error
-	if a.eph, err = ecdh.X25519().GenerateKey(rand.Reader); err != nil {
+	if a.eph, err = fips.GenerateX25519(); err != nil {
 		return nil, err
 	}
 	if a.kem, err = mlkem.GenerateKey768(); err != nil {
@@ -77,7 +78,7 @@ func (a *initiator) offer(b []byte, now time.Time) (*Established, []byte, error)
 	if !slices.Contains(a.cfg.Suites, m.Suite) {
 		return nil, nil, refuse("suite was not offered")
 	}
-	eB, err := ecdh.X25519().NewPublicKey(m.X25519[:])
+	eB, err := fips.NewX25519PublicKey(m.X25519[:])
 	if err != nil {
 		return nil, nil, refuse("bad X25519 key")
 	}
@@ -191,7 +192,7 @@ func newResponder(cfg *Config, b []byte, knocks []wire.SID, now time.Time) (*res
 	if cfg.PSK != nil && cfg.psk(m.PSKEpoch) == nil {
 		return nil, rejected{wire.RejectPSKEpoch}
 	}
-	eA, err := ecdh.X25519().NewPublicKey(m.X25519[:])
+	eA, err := fips.NewX25519PublicKey(m.X25519[:])
 	if err != nil {
 		return nil, refuse("bad X25519 key")
 	}
@@ -199,7 +200,7 @@ func newResponder(cfg *Config, b []byte, knocks []wire.SID, now time.Time) (*res
 	if err != nil {
 		return nil, refuse("bad ML-KEM key")
 	}
-	eph, err := ecdh.X25519().GenerateKey(rand.Reader)
+	eph, err := fips.GenerateX25519()
 	if err != nil {
 		return nil, err
 	}
