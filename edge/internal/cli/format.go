@@ -21,6 +21,7 @@ func (a *App) table(b *strings.Builder, rows [][]string, paint func(row, col int
 		}
 	}
 	for y, r := range rows {
+		var line strings.Builder
 		for x, cell := range r {
 			pad := strings.Repeat(" ", width[x]-utf8.RuneCountInString(cell))
 			last := x == len(r)-1
@@ -35,12 +36,12 @@ func (a *App) table(b *strings.Builder, rows [][]string, paint func(row, col int
 			} else if paint != nil {
 				cell = paint(y, x, cell)
 			}
-			b.WriteString(cell)
+			line.WriteString(cell)
 			if !last {
-				b.WriteString("  ")
+				line.WriteString("  ")
 			}
 		}
-		b.WriteByte('\n')
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
 }
 

@@ -126,6 +126,9 @@ func (a *App) pathsText(raw []byte, what string) (string, error) {
 		}
 		a.writePaths(&b, &st.Peers[i])
 	}
+	if slices.ContainsFunc(st.Peers, func(p local.Peer) bool { return len(p.Paths) > 0 }) {
+		b.WriteString("\nlanes: C critical, T telemetry, B bulk\n")
+	}
 	return b.String(), nil
 }
 

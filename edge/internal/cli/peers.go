@@ -34,7 +34,7 @@ func (a *App) writePeers(b *strings.Builder, peers []local.Peer) {
 		r := []string{clip(p.Name, nameWidth), p.VirtualIP, orElse(p.Path.Type, "none"), "-", "-", "-", "-", cipher(p.Cipher), state(p)}
 		main := -1
 		if p.Path.Type != "none" && p.Path.Type != "" {
-			r[4], r[5] = clip(orElse(p.Path.Remote, "-"), remoteWidth), rtt(p.Path.RTTMS)
+			r[4], r[5] = remote(&local.Way{Kind: p.Path.Type, Remote: p.Path.Remote}, remoteWidth), rtt(p.Path.RTTMS)
 			main = slices.IndexFunc(p.Paths, func(w local.Way) bool { return w.Kind == p.Path.Type && w.Remote == p.Path.Remote })
 			if main >= 0 {
 				r[3], r[6] = clip(orElse(p.Paths[main].Uplink, "-"), uplinkWidth), share(p.Paths[main].Loss)
@@ -44,7 +44,7 @@ func (a *App) writePeers(b *strings.Builder, peers []local.Peer) {
 		for j := range p.Paths {
 			if w := &p.Paths[j]; j != main && w.Carries() {
 				rows = append(rows, []string{
-					"", "", w.Kind, clip(orElse(w.Uplink, "-"), uplinkWidth), clip(orElse(w.Remote, "-"), remoteWidth), rtt(w.RTTMS), share(w.Loss), "", onlySuspect(w),
+					"", "", w.Kind, clip(orElse(w.Uplink, "-"), uplinkWidth), remote(w, remoteWidth), rtt(w.RTTMS), share(w.Loss), "", onlySuspect(w),
 				})
 			}
 		}
@@ -61,6 +61,14 @@ func (a *App) writePeers(b *strings.Builder, peers []local.Peer) {
 			fmt.Fprintf(b, "%s: no path: %s\n", p.Name, oneLine(p.Path.Reason))
 		}
 	}
+}
+
+// remote is where a path leads; the hub's stream has no address that says anything.
+func remote(w *local.Way, width int) string {
+	if w.Kind == "hub-relay" {
+		return "-"
+	}
+	return clip(orElse(w.Remote, "-"), width)
 }
 
 func onlySuspect(w *local.Way) string {
@@ -83,7 +91,11 @@ func (a *App) kind(cell string) string {
 
 // writePaths writes all paths to a peer.
 func (a *App) writePaths(b *strings.Builder, p *local.Peer) {
-	fmt.Fprintf(b, "%s  %s  %s  %s  %s\n", a.paint(a.Stdout, bold, p.Name), p.VirtualIP, state(p), cipher(p.Cipher), keys(&p.Keys))
+	head := []string{a.paint(a.Stdout, bold, p.Name), p.VirtualIP, state(p)}
+	if p.Cipher != "" {
+		head = append(head, cipher(p.Cipher))
+	}
+	b.WriteString(strings.Join(append(head, keys(&p.Keys)), "  ") + "\n")
 	if len(p.Paths) == 0 {
 		fmt.Fprintf(b, "  no path: %s\n", orElse(oneLine(p.Path.Reason), "none was asked for yet; bauxite connect "+p.Name+" does"))
 		return
@@ -99,7 +111,7 @@ func (a *App) writePaths(b *strings.Builder, p *local.Peer) {
 			since = span(max(time.Since(w.Since), 0))
 		}
 		rows = append(rows, []string{
-			"  " + w.Kind, clip(orElse(w.Uplink, "-"), uplinkWidth), clip(orElse(w.Remote, "-"), 2*remoteWidth-12), w.State,
+			"  " + w.Kind, clip(orElse(w.Uplink, "-"), uplinkWidth), remote(w, 2*remoteWidth-12), w.State,
 			rtt(w.RTTMS), share(w.Loss), mtu, lanes(w.Lanes), since,
 		})
 	}
@@ -118,7 +130,7 @@ func (a *App) writePaths(b *strings.Builder, p *local.Peer) {
 	})
 	for _, w := range p.Paths {
 		if w.Reason != "" {
-			fmt.Fprintf(b, "  %s %s: %s\n", w.Kind, w.Remote, oneLine(w.Reason))
+			fmt.Fprintf(b, "  %s: %s\n", strings.TrimSuffix(w.Kind+" "+remote(&w, 64), " -"), oneLine(w.Reason))
 		}
 	}
 }

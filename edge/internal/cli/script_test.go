@@ -73,30 +73,6 @@ func (n *fakeNode) Lookup(context.Context, string) (conduit.Peer, error) {
 func (n *fakeNode) SetCertificate(*identity.Certificate) error { return nil }
 func (n *fakeNode) SetPSK([]byte, uint8) error                 { return nil }
 
-func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
-	c := n.cfg.Certificate
-	st := &conduit.Status{
-		Node: conduit.NodeStatus{
-			ID: c.ID.String(), Name: c.Name, Virtual4: c.Virtual4.String(), Virtual6: c.Virtual6.String(),
-			Device: n.cfg.Device.Name(), MTU: 1350, CertificateExpires: time.Now().Add(7*24*time.Hour - time.Minute), UptimeSeconds: 3700,
-		},
-		Hub: conduit.HubStatus{Error: "connection refused"},
-		Peers: []conduit.PeerStatus{
-			{
-				ID: identity.PeerID{0x20}.String(), Name: "arm", Virtual4: "10.66.0.9", State: "idle",
-				Path: conduit.PathStatus{Type: "none", Reason: "no direct path: both behind symmetric NAT"},
-			},
-			{
-				ID: identity.PeerID{0x10}.String(), Name: "base", Virtual4: "10.66.0.8", State: "connected", Cipher: "chacha20poly1305",
-				Path: conduit.PathStatus{Type: "direct", Remote: "198.51.100.7:41641", RTT: 12.4},
-			},
-		},
-		Counters: conduit.Counters{TxPackets: 1234567, TxBytes: 104857600, TxDropped: 3, TxDroppedBy: map[string]uint64{"no_path": 3}, RxPackets: 4, RxBytes: 512},
-	}
-	st.Lanes.Bulk.TxPackets, st.Lanes.Bulk.TxBytes = 1234567, 104857600
-	return st, nil
-}
-
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -121,7 +97,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": cmdCode, "token": cmdToken, "waitfor": cmdWaitFor, "nopsk": cmdNoPSK,
+			"set": cmdSet, "stun": cmdSTUN, "code": cmdCode, "token": cmdToken, "waitfor": cmdWaitFor, "nopsk": cmdNoPSK,
 			"pending": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Value("hub").(*hubtest.Hub).SetPending(args[0] == "on")
 			},
