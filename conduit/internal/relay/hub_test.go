@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -232,6 +233,23 @@ func TestHubHoldsFew(t *testing.T) {
 		}
 		if c, _ := b.Counters(); c.Dropped[2] != 9 || c.TxPackets != hubQueue {
 			t.Errorf("counters %+v", c)
+		}
+	})
+}
+
+// TestHubKeepsTheOrder sends when the stream stands and nobody has said so yet.
+func TestHubKeepsTheOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeStream{}
+		b := newHubBind(t, f, nil)
+		defer b.Close()
+		sendText(t, b, 2, virtual(1), "first")
+		f.mu.Lock()
+		f.open = true
+		f.mu.Unlock()
+		sendText(t, b, 2, virtual(1), "second")
+		if sent, _, _ := f.take(); !slices.Equal(sent, []string{"1:2 first", "1:2 second"}) {
+			t.Errorf("sent %q", sent)
 		}
 	})
 }

@@ -169,28 +169,40 @@ func TestTurnBetweenTwo(t *testing.T) {
 	}
 	// b's permission opens the way for a, as a NAT would.
 	sendText(t, b, 0, a.RelayedAddr(), "b0")
-	for i := range 20 { // over Send indications, then over a channel
-		text := fmt.Sprint("a", i)
-		for sent := false; !sent; {
-			sendText(t, a, 0, b.RelayedAddr(), text)
-			select {
-			case got := <-rb:
-				if want := a.RelayedAddr().String() + " " + text; got != want {
-					if strings.HasSuffix(got, fmt.Sprint("a", i-1)) {
-						continue // it was sent twice
-					}
-					t.Fatalf("got %q, want %q", got, want)
-				}
-				sent = true
-			case <-time.After(100 * time.Millisecond): // before b's permission
+	// Until b has the permission, what a sends is lost.
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for open := false; !open; {
+		sendText(t, a, 0, b.RelayedAddr(), "first")
+		select {
+		case got := <-rb:
+			if want := a.RelayedAddr().String() + " first"; got != want {
+				t.Fatalf("got %q, want %q", got, want)
 			}
+			open = true
+		case <-tick.C:
 		}
 	}
-	a.conn.mu.Lock()
-	channels := len(a.conn.channels)
-	a.conn.mu.Unlock()
-	if channels != 1 {
-		t.Errorf("%d channels are bound, want 1", channels)
+	for i := range 20 { // over Send indications, then over a channel
+		want := fmt.Sprint(a.RelayedAddr(), " ", i)
+		sendText(t, a, 0, b.RelayedAddr(), fmt.Sprint(i))
+		got := next(t, "packet", rb)
+		for strings.HasSuffix(got, " first") {
+			got = next(t, "packet", rb)
+		}
+		if got != want {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+	channels := func() int {
+		a.conn.mu.Lock()
+		defer a.conn.mu.Unlock()
+		return len(a.conn.channels)
+	}
+	for deadline := time.Now().Add(10 * time.Second); channels() != 1; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d channels are bound, want 1", channels())
+		}
 	}
 	for len(ra) > 0 {
 		<-ra
@@ -228,19 +240,32 @@ func TestTurnRefusedPeer(t *testing.T) {
 	bad := netip.MustParseAddrPort("127.0.0.9:9")
 	sendText(t, a, 0, bad, "x")
 	next(t, "request", asked)
-	for a.Counters().Refused == 0 {
-		sendText(t, a, 0, netip.MustParseAddrPort("224.0.0.1:9"), "never asked for")
+	state := func() peerState {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.peers[bad].state
 	}
-	before := a.Counters().Refused
-	for range 200 {
-		sendText(t, a, 0, bad, "x")
+	for deadline := time.Now().Add(10 * time.Second); state() != peerRefused; {
+		if time.Now().After(deadline) {
+			t.Fatal("the refusal did not come")
+		}
 	}
-	for a.Counters().Refused == before {
-		sendText(t, a, 0, bad, "x")
+	for range 20 {
+		before := a.Counters().Refused
+		for sendText(t, a, 0, bad, "x"); a.Counters().Refused == before; {
+			if state() != peerRefused {
+				t.Fatal("it asks again")
+			}
+		}
 	}
-	if len(asked) > 1 {
+	if len(asked) > 0 {
 		t.Errorf("the server was asked %d times more", len(asked))
 	}
+	a.mu.Lock()
+	a.peers[bad].until = time.Now()
+	a.mu.Unlock()
+	sendText(t, a, 0, bad, "x")
+	next(t, "request after a while", asked)
 }
 
 func TestTurnUnreachable(t *testing.T) {

@@ -34,6 +34,7 @@ type turnLab struct {
 	mu    sync.Mutex // guards the following
 	fail  error
 	dials int
+	early bool              // the next allocation is lost before it is handed over
 	binds map[int]*fakeTurn // by index
 	n     int
 	log   []string
@@ -81,6 +82,10 @@ func startTurns(t *testing.T, life time.Duration) (*Turns, *turnLab) {
 			l.dials++
 			if l.fail != nil || c.Server != netip.MustParseAddrPort("192.0.2.1:3478") {
 				return nil, errors.New("no server")
+			}
+			if l.early {
+				l.early = false
+				c.Lost(errTurnSilent)
 			}
 			return &fakeTurn{NewPeer(virtual(1), nil), c, netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(l.dials))}, nil //nolint:gosec // a port
 		},
@@ -204,6 +209,17 @@ func TestTurnsBacksOff(t *testing.T) {
 		if _, dials := l.take(); dials < 7 || dials > 20 {
 			t.Errorf("dialled %d times in five minutes", dials)
 		}
+	})
+}
+
+func TestTurnsLostAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns, l := startTurns(t, 0)
+		l.early = true
+		turns.SetUplinks([]TurnUplink{wlan})
+		turns.Want(true)
+		time.Sleep(5 * time.Second)
+		l.want(t, "the second", "add 1 uplink 1 198.51.100.1:2")
 	})
 }
 
