@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -305,7 +306,7 @@ func (r *reader) relay(s *Session, body []byte) {
 		}
 	} else if in := r.d.sessions.lookup(r.hdr.Index); in != nil && in.Peer.ID == m.Peer {
 		if from, ok := r.relayed(relay, m.Peer); ok {
-			r.sealed(in, m.Packet[:len(m.Packet):len(m.Packet)], from, true)
+			r.sealed(in, slices.Clip(m.Packet), from, true)
 			return
 		}
 	}

@@ -236,8 +236,7 @@ func (d *Dataplane) handAll(l *link, lane packet.Lane, msgs []transport.Message)
 
 // sendError returns the details of a failed Send, or nil.
 func sendError(err error) *transport.SendError {
-	var se *transport.SendError
-	if errors.As(err, &se) {
+	if se, ok := errors.AsType[*transport.SendError](err); ok {
 		return se
 	}
 	return nil

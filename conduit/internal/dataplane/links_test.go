@@ -68,13 +68,13 @@ func TestStuckBindHoldsUpItselfOnly(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			stuck, clear := newStuckBind(), &wireBind{fakeBind: newFakeBind(), sent: make(chan []byte, 1024)}
-			clear.cut.Store(true)
+			stuck, open := newStuckBind(), &wireBind{fakeBind: newFakeBind(), sent: make(chan []byte, 1024)}
+			open.cut.Store(true)
 			var b transport.Bind = stuck
 			if patient {
 				b = patientBind{stuck}
 			}
-			one, two := Path{Bind: r.d.AddBind(b), Remote: outerB}, Path{Bind: r.d.AddBind(clear), Remote: outerB}
+			one, two := Path{Bind: r.d.AddBind(b), Remote: outerB}, Path{Bind: r.d.AddBind(open), Remote: outerB}
 			r.d.SetWays(r.peer, &Ways{Critical: []Path{one, two}, Bulk: []Path{one}})
 			r.d.Activate(r.peer, r.sess)
 			for n := range uint32(200) {
@@ -84,7 +84,7 @@ func TestStuckBindHoldsUpItselfOnly(t *testing.T) {
 			start := time.Now()
 			for n := range uint32(100) {
 				r.dev.in <- numbered(n, 20)
-				<-clear.sent
+				<-open.sent
 			}
 			if d := time.Since(start); d > time.Second { // one wait of 100 ms each would be 10 s
 				t.Errorf("100 Critical packets took %v beside a stuck socket", d)
@@ -177,9 +177,10 @@ func TestBindsComeAndGo(t *testing.T) {
 			break
 		}
 	}
-	if _, rx := p.b.d.BindCounters(i); rx != 40 {
-		t.Errorf("received %d bytes, want 40", rx)
-	}
+	until(t, "its bytes are counted", func() bool {
+		_, rx := p.b.d.BindCounters(i)
+		return rx == 40
+	})
 	_ = p.a.d.Close()
 	late := newFakeBind()
 	p.a.d.AddBind(late)

@@ -101,10 +101,9 @@ func (r *resendRing) expire(now int64) (lost int) {
 }
 
 // free forgets all.
-func (r *resendRing) free() (lost int) {
+func (r *resendRing) free() {
 	for r.n > 0 {
-		lost += r.pop()
+		r.pop()
 	}
 	*r = resendRing{}
-	return lost
 }
