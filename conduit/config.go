@@ -11,7 +11,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 	"github.com/bauxite-mesh/bauxite/conduit/tun"
 )
@@ -30,8 +32,9 @@ type Config struct {
 	PSK []byte
 	// PSKEpoch is the number under which the mesh knows PSK.
 	PSKEpoch uint8
-	// Cipher is "chacha20poly1305" (also the zero value), "aes256gcm", or "auto":
-	// AES where both ends prefer it.
+	// Cipher is "chacha20poly1305" (also the zero value), "aes256gcm" for AES with
+	// every peer, or "auto": AES where both ends have hardware for it. A FIPS build
+	// (package fips) takes only AES, and so refuses an explicit "chacha20poly1305".
 	Cipher string
 	// Rehandshake is the age at which a session's keys are replaced by a full
 	// handshake through the hub; the old ones serve until the new ones do. Zero
@@ -127,6 +130,9 @@ func (c *Config) check() error {
 	case c.Port < 0 || c.Port > 65535:
 		return bad("port %d", c.Port)
 	}
+	if err := fips.Check(); err != nil {
+		return err
+	}
 	if _, err := c.suites(); err != nil {
 		return bad("%v", err)
 	}
@@ -134,12 +140,5 @@ func (c *Config) check() error {
 }
 
 func (c *Config) suites() ([]wire.Suite, error) {
-	switch c.Cipher {
-	case "", "chacha20poly1305":
-		// The other is accepted where the peer insists on it.
-		return []wire.Suite{wire.SuiteChaCha, wire.SuiteAES}, nil
-	case "aes256gcm", "auto":
-		return []wire.Suite{wire.SuiteAES, wire.SuiteChaCha}, nil
-	}
-	return nil, fmt.Errorf("cipher %q: want chacha20poly1305, aes256gcm or auto", c.Cipher)
+	return session.Suites(c.Cipher, session.HasAES())
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
@@ -129,7 +130,7 @@ func TestForwardSecrecy(t *testing.T) {
 
 	// What the attacker computes from captured public values and stolen private ones.
 	dh := func(k *ecdh.PrivateKey, pub []byte) []byte {
-		p, err := ecdh.X25519().NewPublicKey(pub)
+		p, err := fips.NewX25519PublicKey(pub)
 		if err != nil {
 			t.Fatal(err)
 		}

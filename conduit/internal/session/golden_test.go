@@ -7,7 +7,6 @@ import (
 	"crypto/ecdh"
 	"crypto/ed25519"
 	"crypto/mlkem"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
@@ -18,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
@@ -89,7 +89,7 @@ func makeGolden(t *testing.T) *golden {
 	p := newPair(t, nil)
 	g := &golden{head: goldenHead, values: map[string][]byte{}}
 	x := func() *ecdh.PrivateKey {
-		k, err := ecdh.X25519().GenerateKey(rand.Reader)
+		k, err := fips.GenerateX25519()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +151,7 @@ func TestGoldenHandshake(t *testing.T) {
 	}
 	g := readGolden(t, file)
 	private := func(name string) *ecdh.PrivateKey {
-		k, err := ecdh.X25519().NewPrivateKey(g.values[name])
+		k, err := fips.NewX25519PrivateKey(g.values[name])
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
@@ -91,7 +92,7 @@ func written(t *testing.T, file string, g func(*testing.T) *golden) *golden {
 // The code still computes the rekey of the file.
 func TestGoldenRekey(t *testing.T) {
 	g := written(t, "testdata/rekey.txt", makeRekeyGolden)
-	eph, err := ecdh.X25519().NewPrivateKey(g.values["i.ephemeral"])
+	eph, err := fips.NewX25519PrivateKey(g.values["i.ephemeral"])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +176,7 @@ func TestGoldenCourier(t *testing.T) {
 		{make([]byte, 32), g.values["b.secret"], g.values["b.id"]},
 	} {
 		side := string(rune('a' + i))
-		k, err := ecdh.X25519().NewPrivateKey(g.values[side+".x25519"])
+		k, err := fips.NewX25519PrivateKey(g.values[side+".x25519"])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
@@ -143,7 +144,7 @@ type ref struct {
 // as returns e's double, which speaks with other.
 func (e *end) as(t testing.TB, other *end) *ref {
 	t.Helper()
-	eph, err := ecdh.X25519().GenerateKey(rand.Reader)
+	eph, err := fips.GenerateX25519()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +172,7 @@ func (r *ref) dh(k *ecdh.PrivateKey, p *ecdh.PublicKey) []byte {
 
 func (r *ref) point(b []byte) *ecdh.PublicKey {
 	r.t.Helper()
-	p, err := ecdh.X25519().NewPublicKey(b)
+	p, err := fips.NewX25519PublicKey(b)
 	if err != nil {
 		r.t.Fatal(err)
 	}

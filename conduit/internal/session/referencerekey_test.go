@@ -7,13 +7,13 @@ import (
 	"crypto/ecdh"
 	"crypto/hmac"
 	"crypto/mlkem"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
@@ -39,7 +39,7 @@ type refRekey struct {
 // newRefRekey is the double of the end that has est.
 func newRefRekey(t testing.TB, est *session.Established, side byte) *refRekey {
 	t.Helper()
-	eph, err := ecdh.X25519().GenerateKey(rand.Reader)
+	eph, err := fips.GenerateX25519()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func (r *refRekey) first(index uint32) []byte {
 
 func (r *refRekey) secret(ss, point []byte) {
 	r.t.Helper()
-	p, err := ecdh.X25519().NewPublicKey(point)
+	p, err := fips.NewX25519PublicKey(point)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -17,7 +17,8 @@ import (
 //     for it
 //   - "aes256gcm": nothing else
 //
-// Where only approved ciphers may carry data it is SuiteFIPS for all but
+// AES-256-GCM with a random nonce stands last in each, for peers that are FIPS
+// builds. Where only approved ciphers may carry data it is SuiteFIPS for all but
 // "chacha20poly1305", which is an error then.
 func Suites(cipher string, hardwareAES bool) ([]wire.Suite, error) {
 	switch cipher {
@@ -31,11 +32,11 @@ func Suites(cipher string, hardwareAES bool) ([]wire.Suite, error) {
 	case fips.Only():
 		return []wire.Suite{wire.SuiteFIPS}, nil
 	case cipher == "aes256gcm":
-		return []wire.Suite{wire.SuiteAES}, nil
+		return []wire.Suite{wire.SuiteAES, wire.SuiteFIPS}, nil
 	case cipher == "auto" && hardwareAES:
-		return []wire.Suite{wire.SuiteAES, wire.SuiteChaCha}, nil
+		return []wire.Suite{wire.SuiteAES, wire.SuiteChaCha, wire.SuiteFIPS}, nil
 	}
-	return []wire.Suite{wire.SuiteChaCha, wire.SuiteAES}, nil
+	return []wire.Suite{wire.SuiteChaCha, wire.SuiteAES, wire.SuiteFIPS}, nil
 }
 
 // choose takes the suite whose places in both lists have the least sum, so that

@@ -58,7 +58,20 @@ func TestSuites(t *testing.T) {
 			}
 		}
 	}
-	if s, err := session.Suites("chacha20poly1305", true); err != nil || !slices.Equal(s, []wire.Suite{wire.SuiteChaCha, wire.SuiteAES}) {
+	// A FIPS build has one suite, and each plain one has that too.
+	for _, c := range []setting{chacha, auto, slow, strict} {
+		p := newPair(t, func(lo, hi *session.Config) {
+			lo.Suites, _ = session.Suites(c.cipher, c.hardware)
+			hi.Suites = []wire.Suite{wire.SuiteFIPS}
+		})
+		p.lo.connect(p.now)
+		p.run()
+		p.agreed()
+		if got := p.lo.est[0].Secrets.Suite; got != wire.SuiteFIPS {
+			t.Errorf("%v and a FIPS build: suite %v", c, got)
+		}
+	}
+	if s, err := session.Suites("chacha20poly1305", true); err != nil || !slices.Equal(s, []wire.Suite{wire.SuiteChaCha, wire.SuiteAES, wire.SuiteFIPS}) {
 		t.Errorf("chacha20poly1305: %v, %v", s, err)
 	}
 	if _, err := session.Suites("des", true); err == nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
 )
@@ -41,7 +42,7 @@ func keysOf(n int) *identity.Keys {
 	binary.BigEndian.PutUint64(b[:], uint64(n))
 	seed := sha256.Sum256(append([]byte("ed"), b[:]...))
 	x := sha256.Sum256(append([]byte("x"), b[:]...))
-	xk, err := ecdh.X25519().NewPrivateKey(x[:])
+	xk, err := fips.NewX25519PrivateKey(x[:])
 	if err != nil {
 		panic(err)
 	}
@@ -208,7 +209,7 @@ func TestTooManyPeers(t *testing.T) {
 	s := &Snapshot{MeshID: "m1", Self: self, Written: now}
 	for i := range MaxPeers + 2 {
 		ed := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i))) // real keys take long
-		x, err := ecdh.X25519().NewPublicKey(ed[:])
+		x, err := fips.NewX25519PublicKey(ed[:])
 		if err != nil {
 			t.Fatal(err)
 		}
