@@ -171,58 +171,54 @@ func linkOf(links []*link, bind int) *link {
 
 // flush sends what the batch collected for l. What there is no room for is parked.
 func (d *Dataplane) flush(l *link, lane packet.Lane) {
-	if len(l.stun.msgs) > 0 {
-		sent, _ := d.hand(l, lane, l.stun.msgs)
-		// That an address of the peer cannot be reached is the ordinary outcome of a
-		// check and no lost packet.
-		d.stats.stunErrs.Add(uint64(len(l.stun.msgs) - sent))
-		l.stun.reset()
+	// While the pump is at work the socket is its alone, else the order is lost, and
+	// a Send may wait for its lock.
+	direct := !l.busy() && (l.patient != nil || d.alive.Load() == 1)
+	for _, o := range [...]*outbox{&l.stun, &l.data} {
+		if len(o.msgs) == 0 {
+			continue
+		}
+		tried := 0
+		if direct {
+			tried = d.hand(l, lane, o.msgs, o == &l.stun)
+		}
+		if tried < len(o.msgs) {
+			d.park(l, lane, o, tried)
+			direct = false
+		}
+		o.reset()
 	}
-	o := &l.data
-	if len(o.msgs) == 0 {
-		return
-	}
-	tried := 0
-	if !l.busy() && (l.patient != nil || d.alive.Load() == 1) {
-		tried = d.handAll(l, lane, o.msgs)
-	}
-	if tried < len(o.msgs) {
-		d.park(l, lane, o, tried)
-	}
-	o.reset()
 }
 
-// hand gives msgs to the socket.
-func (d *Dataplane) hand(l *link, lane packet.Lane, msgs []transport.Message) (sent int, err error) {
-	sent, err = l.bind.Send(int(lane), msgs)
+// hand gives msgs to the socket and accounts for those that it refused. It returns
+// how many are dealt with; for the rest is no room.
+func (d *Dataplane) hand(l *link, lane packet.Lane, msgs []transport.Message, stun bool) (tried int) {
+	sent, err := l.bind.Send(int(lane), msgs)
+	tried = len(msgs)
+	var se *transport.SendError
+	if sent < tried {
+		if se = sendError(err); se != nil {
+			tried -= min(se.Left, tried)
+		}
+	}
 	bytes := 0
-	for i := range msgs {
+	for i := range msgs[:tried] {
 		bytes += len(msgs[i].Buf)
 	}
 	l.tx.Add(uint64(bytes))
-	return sent, err
-}
-
-// handAll gives msgs to the socket and accounts for those that it refused. It
-// returns how many are dealt with; for the rest is no room.
-func (d *Dataplane) handAll(l *link, lane packet.Lane, msgs []transport.Message) (tried int) {
-	sent, err := d.hand(l, lane, msgs)
-	if sent == len(msgs) {
-		return sent
+	lost := tried - sent
+	switch {
+	case lost <= 0:
+		return tried
+	case stun:
+		// That an address of the peer cannot be reached is the ordinary outcome of a
+		// check and no lost packet.
+		d.stats.stunErrs.Add(uint64(lost))
+		return tried
 	}
-	tried = len(msgs)
-	se := sendError(err)
-	if se != nil && se.Left > 0 {
-		tried -= min(se.Left, tried)
-		for i := range msgs[tried:] {
-			l.tx.Add(-uint64(len(msgs[tried+i].Buf))) // counted when they are sent
-		}
-	}
-	if lost := tried - sent; lost > 0 {
-		d.stats.tx[TxSend].Add(uint64(lost))
-		if d.stats.sendErrs.Add(1) == 1 { // once: it may go on for long
-			d.cfg.Logger.Warn("the system refuses to send to a peer; counting from now on", "bind", l.index, "lost", lost, "err", err)
-		}
+	d.stats.tx[TxSend].Add(uint64(lost))
+	if d.stats.sendErrs.Add(1) == 1 { // once: it may go on for long
+		d.cfg.Logger.Warn("the system refuses to send to a peer; counting from now on", "bind", l.index, "lost", lost, "err", err)
 	}
 	if se != nil && d.cfg.Refused != nil {
 		for _, r := range se.Refused {
@@ -312,7 +308,7 @@ func (d *Dataplane) pump(l *link) {
 			l.patient.SetSendWait(transport.DefaultSendWait)
 		}
 		start := d.Now()
-		tried := d.handAll(l, lane, now.msgs)
+		tried := d.hand(l, lane, now.msgs, false)
 		if l.patient != nil {
 			l.patient.SetSendWait(-1)
 		}

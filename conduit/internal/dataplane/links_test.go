@@ -92,12 +92,21 @@ func TestStuckBindHoldsUpItselfOnly(t *testing.T) {
 			if q := r.d.Stats().Lanes[packet.Bulk].Queue; q.Depth < 100 {
 				t.Errorf("%d Bulk packets wait in their lane, want most of 200", q.Depth)
 			}
+			// STUN waits in line too, rather than for the pump's lock.
+			r.d.SendSTUN(one.Bind, make([]byte, 20), outerB)
+			r.dev.in <- numbered(100, 20)
+			<-open.sent
 			close(stuck.free)
 			// All comes out; Critical overtakes what was not yet being sent.
 			var last [packet.NumLanes]int64
 			first, bulk := -1, 0
-			for i := range 300 {
+			stun := 0
+			for i := range 302 {
 				m := <-stuck.out
+				if transport.Demux(m.Buf) == transport.KindSTUN {
+					stun++
+					continue
+				}
 				var h wire.Header
 				h.Parse(m.Buf)
 				if int64(h.Counter)+1 != last[h.Lane]+1 {
@@ -107,6 +116,9 @@ func TestStuckBindHoldsUpItselfOnly(t *testing.T) {
 				if h.Lane == packet.Critical && first < 0 {
 					first, bulk = i, int(last[packet.Bulk])
 				}
+			}
+			if stun != 1 {
+				t.Errorf("%d of 1 STUN datagram", stun)
 			}
 			if first > pumpBatch || bulk > pumpBatch {
 				t.Errorf("the first Critical packet came after %d", first)
