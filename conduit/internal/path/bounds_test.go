@@ -136,6 +136,28 @@ func TestSilentCandidates(t *testing.T) {
 	}
 }
 
+// Candidates that fill all places do not keep out an address from which the peer
+// really sends.
+func TestFullOfCandidates(t *testing.T) {
+	s, now := New(Config{}), start
+	s.SetLocals([]Local{udp(0, 1), udp(1, 2), udp(2, 3), udp(3, 4), udp(4, 5)}, now)
+	for i := range byte(32) {
+		s.AddRemote(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, i}), 1), "host", now)
+	}
+	if len(s.paths) != MaxPaths {
+		t.Fatalf("%d paths", len(s.paths))
+	}
+	s.Heard(attacker, now, now)
+	_, c, _ := ready(s)
+	if len(c) != 1 || len(s.paths) != MaxPaths {
+		t.Fatalf("%d challenges, %d paths", len(c), len(s.paths))
+	}
+	s.Responded(attacker, c[0].Challenge, now)
+	if !s.Usable() {
+		t.Error("not usable")
+	}
+}
+
 // fuzzOps runs operations that bytes describe against a Set.
 func fuzzOps(t *testing.T, ops []byte) {
 	s := New(Config{Rand: zeros{}})

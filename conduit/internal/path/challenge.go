@@ -61,10 +61,12 @@ func (s *Set) stranger(id ID) *path {
 	if _, err := io.ReadFull(s.rand, c.data[:]); err != nil {
 		return nil // without randomness nothing is proven
 	}
-	p := s.create(id, l, s.kindOf(l, id.Remote), prioReflexive)
+	p := s.create(id, l, s.kindOf(l, id.Remote), prioAdded) // others make room for it
 	if p == nil {
 		return nil
 	}
+	p.prio = prioReflexive
+	s.sortPaths()
 	c.earn()
 	p.chal, p.state, p.nextTry, p.heard = c, StateProbing, never, s.now
 	return p

@@ -37,7 +37,7 @@ func (s *Set) alive(p *path) {
 	case StateDead:
 		p.answers++
 		if p.proven {
-			if p.answers < healAnswers && s.usable > 0 && p.movedIn == 0 {
+			if moved := p.movedIn != 0 && s.now-p.movedIn <= movedFor; p.answers < healAnswers && s.usable > 0 && !moved {
 				return
 			}
 			p.q.reset()

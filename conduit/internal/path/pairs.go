@@ -3,6 +3,7 @@
 package path
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -44,7 +45,8 @@ const (
 // path is one way to the peer.
 type path struct {
 	id           ID
-	num          uint16
+	num          uint16 // on the wire
+	born         uint64 // the order of their making
 	kind         Kind
 	local        Local
 	remoteUplink uint8
@@ -59,6 +61,7 @@ type path struct {
 
 	// Liveness.
 	heard      dur  // newest authenticated packet
+	reached    dur  // when the newest probe was sent that was answered
 	lastProbe  dur  // newest probe of ours
 	firstOut   dur  // oldest probe since then that nothing was heard after; 0: none
 	unanswered int  // small probes since the last answer
@@ -297,7 +300,7 @@ func (s *Set) create(id ID, l *Local, kind Kind, prio uint8) *path {
 	s.nextNum++
 	s.gen++
 	p := &path{
-		id: id, num: s.nextNum, kind: kind, local: *l, prio: prio, state: StateNew, since: s.now, nextTry: s.now,
+		id: id, num: s.nextNum, born: s.gen, kind: kind, local: *l, prio: prio, state: StateNew, since: s.now, nextTry: s.now,
 	}
 	for _, m := range s.moves {
 		if m.uplink == l.Uplink && s.now-m.at < movedFor {
@@ -312,7 +315,7 @@ func (s *Set) create(id ID, l *Local, kind Kind, prio uint8) *path {
 }
 
 func (s *Set) sortPaths() {
-	slices.SortStableFunc(s.paths, func(a, b *path) int { return int(a.prio) - int(b.prio) })
+	slices.SortFunc(s.paths, func(a, b *path) int { return cmp.Or(cmp.Compare(a.prio, b.prio), cmp.Compare(a.born, b.born)) })
 }
 
 // remove forgets a path.

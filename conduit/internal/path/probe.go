@@ -16,7 +16,7 @@ const (
 	bondGap   = 50 * time.Millisecond
 	// rttGap is the longest time without a measurement where others hear us.
 	rttGap = time.Second
-	// judgeGap is the same where a path of a lower kind could serve instead.
+	// judgeGap is the same where another path could serve instead.
 	judgeGap = 250 * time.Millisecond
 	// spareGap is that of relays while a direct path serves.
 	spareGap = 5 * time.Second
@@ -195,7 +195,7 @@ func (s *Set) dueValid(p *path) dur {
 	if g < rttGap && (!s.bond || g != bondGap) && !p.q.poor {
 		// What is heard counts as an answer, but somebody must hear us too.
 		limit := p.lastProbe + rttGap
-		if p.kind == Direct && s.relayReady {
+		if s.usable > 1 {
 			limit = p.lastProbe + max(g, judgeGap)
 		}
 		if p.unanswered > 0 {
@@ -444,6 +444,7 @@ func (s *Set) Acked(id ID, a wire.ProbeAck, at, now time.Time) {
 	late := e.fate == lost
 	e.fate = answered
 	p.heard = max(p.heard, got)
+	p.reached = max(p.reached, e.at)
 	p.firstOut, p.missed, p.movedOut = 0, 0, 0
 	if e.size == 0 {
 		p.unanswered = 0

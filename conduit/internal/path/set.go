@@ -43,7 +43,6 @@ type Set struct {
 	haveDirect bool // a direct path that is no fallback is valid
 	usable     int  // valid paths
 	indirect   bool // no direct path is valid
-	relayReady bool // a relay is valid
 	upgradeAt  dur  // when silent pairs are tried again
 
 	// The choice of paths.
@@ -180,12 +179,11 @@ func (s *Set) pass() {
 
 // survey sums up the states of all paths.
 func (s *Set) survey() {
-	s.haveDirect, s.usable, s.relayReady = false, 0, false
+	s.haveDirect, s.usable = false, 0
 	for _, p := range s.paths {
 		if p.state == StateValid {
 			s.usable++
 			s.haveDirect = s.haveDirect || p.kind == Direct && !p.local.Fallback
-			s.relayReady = s.relayReady || p.kind != Direct
 		}
 	}
 	s.indirect = len(s.paths) > 0 && !s.haveDirect

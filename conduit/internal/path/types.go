@@ -225,11 +225,13 @@ type Output struct {
 	Ways *Ways
 }
 
-// Ways are the paths that a peer's lanes use, the best first.
+// Ways are the paths that a peer's lanes use.
 type Ways struct {
-	// Critical and Telemetry packets leave on all of theirs, at most MaxCopies.
+	// Critical and Telemetry packets leave on all of theirs, the best first, at most
+	// MaxCopies.
 	Critical, Telemetry []ID
-	// Bulk packets leave on one of them, chosen by flow.
+	// Bulk packets leave on one of them, chosen by flow. The order stays the same as
+	// long as the paths do.
 	Bulk []ID
 	// Since says what a path that is new in Critical has missed: packets that were
 	// sealed since must be sent on it first, in order. Zero: it missed nothing.

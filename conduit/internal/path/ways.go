@@ -139,7 +139,7 @@ func (s *Set) sort(lane packet.Lane) []*path {
 		}
 	}
 	slices.SortFunc(s.order, func(a, b *path) int {
-		return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(a.sc, b.sc), cmp.Compare(a.num, b.num))
+		return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(a.sc, b.sc), cmp.Compare(a.born, b.born))
 	})
 	return s.order
 }
@@ -298,7 +298,7 @@ func (s *Set) balance(to, order []*path) []*path {
 		return p.class&^rankUnsettled == class && p.settled-s.now <= settleFor-balanceAfter &&
 			p.q.srtt <= 4*best.q.srtt+50*time.Millisecond && (!p.q.poor || best.q.poor) && !p.local.Fallback
 	})
-	slices.SortFunc(to, func(a, b *path) int { return cmp.Compare(a.num, b.num) })
+	slices.SortFunc(to, func(a, b *path) int { return cmp.Compare(a.born, b.born) })
 	return to
 }
 
@@ -378,7 +378,9 @@ func (s *Set) since(old, now []*path) time.Time {
 	for _, p := range old {
 		longest = max(longest, p.q.srtt)
 		if p.gone || p.state != StateValid {
-			at = min(at, p.heard-p.q.srtt-failMargin)
+			// It carried what was sent a round trip before the last word of the peer. But
+			// for the probe that was answered last, we know of their direction only.
+			at = min(at, p.heard-p.q.srtt-failMargin, max(p.reached, p.since-maxResend))
 		}
 	}
 	if len(now) == 0 {
