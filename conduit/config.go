@@ -13,6 +13,8 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 	"github.com/bauxite-mesh/bauxite/conduit/tun"
@@ -136,7 +138,20 @@ func (c *Config) check() error {
 	if _, err := c.suites(); err != nil {
 		return bad("%v", err)
 	}
+	if _, err := c.modes(); err != nil {
+		return bad("%v", err)
+	}
 	return nil
+}
+
+// modes reads Bonding.
+func (c *Config) modes() (m [packet.NumLanes]path.Mode, err error) {
+	for l, name := range [packet.NumLanes]string{c.Bonding.Critical, c.Bonding.Telemetry, c.Bonding.Bulk} {
+		if m[l], err = path.ParseMode(name); err != nil {
+			return m, fmt.Errorf("bonding of %s: %w", packet.Lane(l), err)
+		}
+	}
+	return m, nil
 }
 
 func (c *Config) suites() ([]wire.Suite, error) {

@@ -9,9 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -19,8 +19,8 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/internal/engine"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/snapshot"
 	"github.com/bauxite-mesh/bauxite/conduit/policy"
-	"github.com/bauxite-mesh/bauxite/conduit/transport"
 )
 
 // Errors that callers branch on. ErrUnknownPeer and ErrAmbiguousPeer come from
@@ -46,14 +46,16 @@ type Node struct {
 	psks     pskRing
 
 	// Set once in Start.
-	plane   *dataplane.Dataplane
-	engine  *engine.Engine
-	mux     *ice.Mux
-	port    int
-	started time.Time
-	cancel  context.CancelFunc
-	workers sync.WaitGroup
-	closed  chan struct{} // when Close is done
+	plane    *dataplane.Dataplane
+	engine   *engine.Engine
+	mux      *ice.Mux
+	underlay underlay
+	keeper   *snapshot.Keeper // nil: nothing is kept
+	port     int
+	started  time.Time
+	cancel   context.CancelFunc
+	workers  sync.WaitGroup
+	closed   chan struct{} // when Close is done
 
 	mu    sync.Mutex // guards the rest
 	state nodeState
@@ -100,21 +102,31 @@ func (n *Node) Start(ctx context.Context) error {
 	if err := n.cert.Verify(n.cfg.Roots, time.Now()); err != nil {
 		return fmt.Errorf("own certificate: %w", err)
 	}
-	binds, err := listen(n.cfg.Port)
-	if err != nil {
+	state := n.loadState()
+	port, exclude := n.lastPort(state), n.overlay()
+	if err := n.assemble(exclude, port); err != nil {
 		return err
 	}
-	n.port = int(binds[0].LocalAddr().Port())
-	if err := n.assemble(binds); err != nil {
-		for _, b := range binds {
-			_ = b.Close()
-		}
+	if state != nil {
+		n.restore(state)
+	}
+	if err := n.listen(ctx, exclude, port); err != nil {
+		_ = n.plane.Close()
+		_ = n.mux.Close()
 		return err
 	}
 	run, cancel := context.WithCancel(context.Background())
 	n.cancel, n.started, n.state = cancel, time.Now(), stateRunning
 	n.plane.Start()
+	if n.cfg.StateFile != "" {
+		n.keeper = snapshot.NewKeeper(snapshot.KeeperConfig{File: n.cfg.StateFile, Take: n.takeState, Logger: n.log})
+	}
 	n.workers.Go(func() { n.engine.Run(run) })
+	n.workers.Go(func() { n.underlay.uplinks.Run(run) })
+	n.workers.Go(func() { n.watchBudgets(run) })
+	if n.underlay.turns != nil {
+		n.workers.Go(func() { n.underlay.turns.Run(run) })
+	}
 	n.workers.Go(func() {
 		if err := n.cfg.Hub.Run(run, hubEvents{n}); err != nil && run.Err() == nil {
 			n.log.Error("hub link ended for good; known peers stay reachable", "err", err)
@@ -124,17 +136,27 @@ func (n *Node) Start(ctx context.Context) error {
 	return nil
 }
 
-// assemble builds what runs, around the sockets.
-func (n *Node) assemble(binds []transport.Bind) error {
+// virtual returns our own virtual addresses.
+func (n *Node) virtual() []netip.Addr {
+	if c := n.cert; c.Virtual6.IsValid() {
+		return []netip.Addr{c.Virtual4, c.Virtual6}
+	}
+	return []netip.Addr{n.cert.Virtual4}
+}
+
+// overlay returns the prefixes that no end of a path can be in.
+func (n *Node) overlay() []netip.Prefix {
+	out := slices.Clone(n.cfg.MeshPrefixes)
+	for _, a := range n.virtual() {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out
+}
+
+// assemble builds what runs.
+func (n *Node) assemble(exclude []netip.Prefix, port int) error {
 	c := n.cert
-	local := []netip.Addr{c.Virtual4}
-	if c.Virtual6.IsValid() {
-		local = append(local, c.Virtual6)
-	}
-	exclude := n.cfg.MeshPrefixes
-	for _, a := range local {
-		exclude = append(exclude, netip.PrefixFrom(a, a.BitLen()))
-	}
+	local := n.virtual()
 	suites, err := n.cfg.suites()
 	if err != nil {
 		return err
@@ -153,28 +175,47 @@ func (n *Node) assemble(binds []transport.Bind) error {
 		ask = func(a netip.Addr) { n.engine.Ask(a) }
 	}
 	n.plane = dataplane.New(dataplane.Config{
-		Device: n.cfg.Device, Binds: binds, Policy: n.policy, Local: local, Logger: n.log,
+		Device: n.cfg.Device, Policy: n.policy, Local: local, Logger: n.log,
 		STUN: func(bind int, b []byte, from netip.AddrPort) { n.mux.Handle(bind, b, from) },
 		Ask:  ask, Mesh: n.cfg.MeshPrefixes,
-		Want:    func(p *dataplane.Peer) { n.engine.Want(p) },
-		Control: func(c dataplane.Control) { n.engine.Control(c) },
+		Want:      func(p *dataplane.Peer) { n.engine.Want(p) },
+		Control:   func(c dataplane.Control) { n.engine.Control(c) },
+		Handshake: func(from dataplane.Path, b []byte) { n.engine.Handshake(from, b) },
+		Forward:   func(from *dataplane.Peer, to identity.PeerID) *dataplane.Peer { return n.engine.Forward(from, to) },
+		Relayed: func(relay *dataplane.Peer, from identity.PeerID) (dataplane.Path, bool) {
+			return n.engine.Relayed(relay, from)
+		},
+		Refused: n.refused,
 	})
-	socks := make([]ice.Socket, len(binds))
-	for i, b := range binds {
-		socks[i] = stunSocket{n.plane, i, b.LocalAddr()}
-	}
 	n.mux, err = ice.NewMux(ice.MuxConfig{
-		Sockets: socks, Logger: n.log, IncludeLoopback: n.cfg.IncludeLoopback, ExcludePrefixes: exclude,
+		Logger: n.log, IncludeLoopback: n.cfg.IncludeLoopback, ExcludePrefixes: exclude,
 	})
 	if err != nil {
 		return err
 	}
-	n.engine = engine.New(engine.Config{
+	if err := n.openUnderlay(exclude, port); err != nil {
+		return err
+	}
+	modes, err := n.cfg.modes()
+	if err != nil {
+		return err
+	}
+	conf := engine.Config{
 		Keys: n.cfg.Keys, Chain: c.Chain, Roots: n.cfg.Roots, PSK: psk, PSKEpoch: n.pskEpoch(), PSKBefore: n.psks.last, Suites: suites, Rehandshake: n.cfg.Rehandshake,
 		Dataplane: n.plane, Policy: n.policy, Registry: &n.registry, Mux: n.mux,
 		STUNServers: n.cfg.STUNServers, Resolve: resolve, Signal: n.cfg.Hub.Signal, Logger: n.log,
-	})
+		Modes: modes, Changed: n.stateChanged,
+	}
+	n.engineConfig(&conf)
+	n.engine = engine.New(conf)
 	return nil
+}
+
+// stateChanged tells that a restart should know more than was written.
+func (n *Node) stateChanged() {
+	if n.keeper != nil {
+		n.keeper.Changed()
+	}
 }
 
 // Close tells the peers, stops everything and closes Device. It is idempotent
@@ -193,11 +234,15 @@ func (n *Node) Close() error {
 		return nil
 	case stateRunning:
 	}
+	var err error
+	if n.keeper != nil {
+		err = n.keeper.Close() // while the engine can still be asked
+	}
 	n.cancel()
 	n.workers.Wait() // the engine has queued its goodbyes
 	n.plane.Flush(flushOnClose)
 	defer close(n.closed)
-	return errors.Join(n.plane.Close(), n.mux.Close())
+	return errors.Join(err, n.plane.Close(), n.mux.Close())
 }
 
 // ID returns the node's PeerID.
@@ -290,34 +335,16 @@ func (n *Node) Connect(ctx context.Context, id identity.PeerID, progress func(st
 	return n.engine.Connect(ctx, id, progress)
 }
 
-// listen opens one port for IPv4 and, where the system has it, IPv6.
-func listen(port int) ([]transport.Bind, error) {
-	for try := 0; ; try++ {
-		v4, err := transport.Listen(transport.Config{Network: "udp4", Port: port})
-		if err != nil {
-			return nil, fmt.Errorf("listen on udp port %d: %w", port, err)
-		}
-		v6, err := transport.Listen(transport.Config{Network: "udp6", Port: int(v4.LocalAddr().Port())})
-		switch {
-		case err == nil:
-			return []transport.Bind{v4, v6}, nil
-		case !errors.Is(err, syscall.EADDRINUSE):
-			return []transport.Bind{v4}, nil // no IPv6 here
-		case port != 0 || try == 10:
-			_ = v4.Close()
-			return nil, fmt.Errorf("listen on udp6 port %d: %w", port, err)
-		}
-		_ = v4.Close() // another program has that port on IPv6: take another
-	}
-}
-
 // stunSocket lets ICE send through the Critical lane.
 type stunSocket struct {
 	plane *dataplane.Dataplane
 	bind  int
 	addr  netip.AddrPort
+	name  string // of the interface; empty for none
 }
 
+func (s stunSocket) Interface() string                    { return s.name }
+func (s stunSocket) Fallback() bool                       { return s.name == "" }
 func (s stunSocket) LocalAddr() netip.AddrPort            { return s.addr }
 func (s stunSocket) SendSTUN(b []byte, to netip.AddrPort) { s.plane.SendSTUN(s.bind, b, to) }
 
@@ -336,9 +363,18 @@ func (h hubEvents) HubState(connected bool, err error) {
 	if err != nil {
 		h.n.hub.Error = err.Error()
 	}
+	h.n.engine.HubState(connected)
+	if h.n.underlay.turns != nil && connected {
+		h.n.underlay.turns.Retry()
+	}
 }
 
-func (h hubEvents) PeersSynced(peers []Peer) { h.n.engine.PeersSynced(toRegistry(peers)) }
+func (h hubEvents) PeersSynced(peers []Peer) {
+	h.n.mu.Lock()
+	h.n.hub.FromSnapshot = false
+	h.n.mu.Unlock()
+	h.n.engine.PeersSynced(toRegistry(peers))
+}
 
 func (h hubEvents) PeersChanged(upserts []Peer, deletes []identity.PeerID) {
 	h.n.engine.PeersChanged(toRegistry(upserts), deletes)

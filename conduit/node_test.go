@@ -266,7 +266,7 @@ func TestRehandshake(t *testing.T) {
 		m.Restart(t, i, func(c *conduit.Config) { c.Rehandshake = time.Second })
 	}
 	exchange(t, m, 0, 1, "first")
-	since := status(t, m.Node(0)).Peers[0].Path.Since
+	before := status(t, m.Node(0)).Peers[0].Keys.Handshakes
 	ctx := within(t)
 	sent := 0
 	eventually(t, "a new session", func() bool {
@@ -281,7 +281,7 @@ func TestRehandshake(t *testing.T) {
 		if err != nil || int(b[0])<<8|int(b[1]) != sent {
 			t.Fatalf("datagram %d: got %v, %v", sent, b, err)
 		}
-		return status(t, m.Node(0)).Peers[0].Path.Since.After(since)
+		return status(t, m.Node(0)).Peers[0].Keys.Handshakes > before+1
 	})
 }
 
@@ -426,6 +426,7 @@ func TestConfigClone(t *testing.T) {
 		Keys: m.Keys(0), Certificate: m.Certificate(0), Roots: m.CA.Roots(), PSK: []byte{1}, PSKEpoch: 2, Cipher: "auto",
 		Hub: m.Hub.Connector(m.Node(0).ID()), Device: dev, Port: 3, STUNServers: []string{"a:1"}, Rehandshake: time.Second,
 		MeshPrefixes: []netip.Prefix{netip.MustParsePrefix("10.66.0.0/16")}, IncludeLoopback: true, Logger: conduittest.Logger(t),
+		Uplinks: []conduit.UplinkRule{{Name: "wwan*"}}, Bonding: conduit.Bonding{Bulk: "balance"}, StateFile: "state", Relay: true,
 	}
 	got := reflect.ValueOf(*c.Clone())
 	for i := range got.NumField() {

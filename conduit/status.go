@@ -4,10 +4,13 @@ package conduit
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/engine"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
 )
 
 // Status is a snapshot of a node. Its JSON form is stable: fields are added,
@@ -206,6 +209,8 @@ func (n *Node) Status(ctx context.Context) (*Status, error) {
 			Path:      PathStatus{Type: p.PathType, RTT: float64(p.RTT.Microseconds()) / 1000, Reason: p.Reason, Since: p.Since},
 			TxPackets: p.Counters.TxPackets, TxBytes: p.Counters.TxBytes, TxDropped: p.Counters.TxDropped,
 			RxPackets: p.Counters.RxPackets, RxBytes: p.Counters.RxBytes,
+			Keys:  KeyStatus{Since: p.KeysSince, Rekeys: p.Rekeys, Handshakes: p.Handshakes},
+			Paths: pathDetails(p.Paths),
 		}
 		if p.Info.Virtual6.IsValid() {
 			ps.Virtual6 = p.Info.Virtual6.String()
@@ -215,6 +220,7 @@ func (n *Node) Status(ctx context.Context) (*Status, error) {
 		}
 		st.Peers = append(st.Peers, ps)
 	}
+	st.Node.Uplinks = n.uplinkStatus()
 	d := n.plane.Stats()
 	st.Counters = Counters{
 		TxDropped: sum(d.TxDropped), TxDroppedBy: d.TxDropped, RxDropped: sum(d.RxDropped), RxDroppedBy: d.RxDropped,
@@ -248,4 +254,56 @@ func (n *Node) hubStatus() HubStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.hub
+}
+
+func pathDetails(paths []engine.PathStatus) []PathDetail {
+	out := make([]PathDetail, 0, len(paths))
+	for i := range paths {
+		p := &paths[i]
+		d := PathDetail{
+			Kind: p.Kind.String(), Uplink: p.UplinkName, State: p.State.String(), RTT: float64(p.RTT.Microseconds()) / 1000,
+			Loss: p.Loss, MTU: p.MTU, Since: p.Since.UTC(), Reason: p.Why,
+			TxPackets: p.Counters.TxPackets, TxBytes: p.Counters.TxBytes, RxPackets: p.Counters.RxPackets, RxBytes: p.Counters.RxBytes,
+		}
+		if p.Kind == path.Direct || p.Kind == path.Turn {
+			d.Remote = p.ID.Remote.String()
+		}
+		for l, used := range p.Lanes {
+			if used {
+				d.Lanes = append(d.Lanes, packet.Lane(l).String())
+			}
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// uplinkStatus describes the interfaces in use, each once for both families.
+func (n *Node) uplinkStatus() []UplinkStatus {
+	u := &n.underlay
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	spent := n.spentLocked(time.Now())
+	var out []UplinkStatus
+	for _, b := range u.bounds {
+		if b.Fallback {
+			continue
+		}
+		i := slices.IndexFunc(out, func(o UplinkStatus) bool { return o.Name == b.Uplink.Name })
+		if i < 0 {
+			s := UplinkStatus{
+				Name: b.Uplink.Name, Number: int(b.Uplink.Number), Metered: b.Uplink.Rule.Metered,
+				Spent: spent[b.Uplink.Name], Addresses: []string{},
+			}
+			for _, a := range b.Uplink.Addrs {
+				s.Addresses = append(s.Addresses, a.String())
+			}
+			out = append(out, s)
+			i = len(out) - 1
+		}
+		tx, rx := n.plane.BindCounters(b.Bind)
+		out[i].TxBytes += tx
+		out[i].RxBytes += rx
+	}
+	return out
 }

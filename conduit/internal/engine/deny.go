@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -130,11 +131,11 @@ func (p *peer) shutOut(now time.Time) bool {
 // enforce ends what the denials forbid.
 func (p *peer) enforce(now time.Time) {
 	out := p.shutOut(now)
-	for _, s := range append([]*sess(nil), p.sessions...) {
+	for _, s := range slices.Clone(p.sessions) {
 		if out || p.e.denied.certificate(s.est.Certificate, now) {
 			p.lastErr = ErrDenied
 			s.goodbye(wire.CloseRevoked) // it may be in good faith: nobody else tells it
-			p.drop(s)
+			p.drop(s, now)
 			p.e.cfg.Logger.Warn("session ended: the hub denies the peer's certificate", "peer", p.info.Name)
 		}
 	}

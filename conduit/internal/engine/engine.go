@@ -20,7 +20,10 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 	"github.com/bauxite-mesh/bauxite/conduit/policy"
 )
@@ -52,7 +55,22 @@ type Config struct {
 	Resolve func(ctx context.Context, q Query) (Resolved, error)
 	// Signal sends a body to a peer through the hub without blocking.
 	Signal func(to identity.PeerID, body []byte) error
-	Logger *slog.Logger
+	// Modes are the bonding modes of the lanes.
+	Modes [packet.NumLanes]path.Mode
+	// Relay makes us carry packets between peers that the policy lets talk.
+	Relay bool
+	// HubRelay is the bind of the hub's relay stream, -1 where there is none.
+	// WantHubRelay opens the stream, for it is about to be used; it does not block.
+	HubRelay     int
+	WantHubRelay func()
+	// WantTurn asks for a TURN allocation or says that none is needed. It may be nil.
+	WantTurn func(bool)
+	// PeerBind makes a bind that sends through a willing peer, DropBind ends one.
+	PeerBind func(relay *dataplane.Peer) int
+	DropBind func(bind int)
+	// Changed is told, without blocking, that State gives something else. May be nil.
+	Changed func()
+	Logger  *slog.Logger
 }
 
 // Engine is the control side of a node.
@@ -69,14 +87,20 @@ type Engine struct {
 	presence map[identity.PeerID]presence
 	dirty    bool    // rebuild is due
 	gone     []*peer // for rebuild to take down
-	// expensive limits what costs signatures and key exchanges, over all peers.
-	expensive bucket
-	denied    denials
-	asking    map[Query][]func(error)
-	absent    map[identity.PeerID]time.Time // senders whom the hub does not know
-	doc       *policy.Document
-	docText   []byte // as the hub sent it
-	docSeq    uint64
+	due      dueHeap // of peers that want a tick
+	net      network
+	limits   *session.Limits
+	courier  *session.Courier
+	forwards forwards
+	inbound  inbound
+	// relayBinds are the binds of willing peers, made at first use.
+	relayBinds map[identity.PeerID]int
+	denied     denials
+	asking     map[Query][]func(error)
+	absent     map[identity.PeerID]time.Time // senders whom the hub does not know
+	doc        *policy.Document
+	docText    []byte // as the hub sent it
+	docSeq     uint64
 }
 
 // maxStrange, strangeLife and maxPresence bound what is kept for peers yet
@@ -103,9 +127,46 @@ func New(cfg Config) *Engine {
 	e := &Engine{
 		cfg: cfg, peers: make(map[identity.PeerID]*peer), presence: make(map[identity.PeerID]presence),
 		asking: make(map[Query][]func(error)), absent: make(map[identity.PeerID]time.Time),
+		relayBinds: make(map[identity.PeerID]int), limits: session.NewLimits(),
+		courier: session.NewCourier(session.CourierConfig{ID: cfg.Keys.ID(), X25519: cfg.Keys.X25519.PublicKey()}),
 	}
 	e.box.init()
 	return e
+}
+
+// Refused takes the system's word that it does not send to a path.
+func (e *Engine) Refused(to dataplane.Path, tooBig bool) {
+	e.box.offer(func() {
+		now := time.Now()
+		for _, p := range e.peers {
+			if !p.hasPaths() {
+				continue
+			}
+			if tooBig {
+				p.paths.TooBig(path.ID(to), now)
+			} else {
+				p.paths.Lost(path.ID(to), now)
+			}
+			p.drain(now)
+			e.touch(p)
+		}
+	})
+}
+
+// news tells that State gives something else.
+func (e *Engine) news() {
+	if e.cfg.Changed != nil {
+		e.cfg.Changed()
+	}
+}
+
+// caps are what we tell peers that we can.
+func (e *Engine) caps() uint32 {
+	c := uint32(wire.CapRekey | wire.CapPaths)
+	if e.cfg.Relay {
+		c |= wire.CapRelay
+	}
+	return c
 }
 
 // Run owns the engine until ctx ends, then tells the peers and closes all
@@ -114,6 +175,9 @@ func (e *Engine) Run(ctx context.Context) {
 	e.ctx = ctx
 	timer := time.NewTimer(idleTick)
 	defer timer.Stop()
+	for _, p := range e.peers { // of a snapshot
+		e.touch(p)
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,14 +192,7 @@ func (e *Engine) Run(ctx context.Context) {
 		if e.dirty { // once, however many changes came
 			e.rebuild()
 		}
-		now := time.Now()
-		next := now.Add(idleTick)
-		for _, p := range e.peers {
-			if at := p.tick(now); !at.IsZero() && at.Before(next) {
-				next = at
-			}
-		}
-		timer.Reset(max(time.Until(next), time.Millisecond))
+		timer.Reset(max(time.Until(e.tick(time.Now())), minTick))
 	}
 }
 
@@ -161,12 +218,12 @@ func (e *Engine) Want(p *dataplane.Peer) {
 	})
 }
 
-// Control takes control packets from the packet path. Where a peer sends more
-// than the engine can handle they are dropped.
+// Control takes control packets from the packet path. Where a peer sends more than
+// the engine can handle they are dropped.
 func (e *Engine) Control(c dataplane.Control) {
 	e.box.offer(func() {
-		if q := e.peers[c.Session.Peer.ID]; q != nil {
-			q.control(c, time.Now())
+		if p := e.peers[c.Session.Peer.ID]; p != nil {
+			p.control(c, time.Now())
 		}
 	})
 }
@@ -178,12 +235,8 @@ func (e *Engine) Signaled(from identity.PeerID, body []byte) {
 
 func (e *Engine) signaled(from identity.PeerID, body []byte) {
 	now := time.Now()
-	if t, _, err := wire.ParseMsgHeader(body); err == nil && (t == wire.MsgInvite || t == wire.MsgKnock) && !e.expensive.allow(now) {
-		e.cfg.Logger.Debug("too many handshakes; dropped one", "from", from.Short())
-		return
-	}
 	if p := e.peers[from]; p != nil {
-		p.step(body, now)
+		p.step(body, carrier{kind: byHub}, now)
 		return
 	}
 	for len(e.strange) > 0 && (len(e.strange) >= maxStrange || now.Sub(e.strange[0].at) > strangeLife) {
@@ -197,8 +250,7 @@ func (e *Engine) signaled(from identity.PeerID, body []byte) {
 func (e *Engine) Undeliverable(to identity.PeerID, reason string) {
 	e.box.post(func() {
 		if p := e.peers[to]; p != nil {
-			p.machine.Undeliverable(reason)
-			p.flush(time.Now())
+			p.undeliverable(reason, time.Now())
 		}
 	})
 }
@@ -214,27 +266,6 @@ func (e *Engine) Presence(id identity.PeerID, online bool, instance uint64) {
 			p.presence(online, instance, time.Now())
 		}
 	})
-}
-
-// bucket lets 50 handshakes a second through, with bursts of 64.
-type bucket struct {
-	tokens float64
-	at     time.Time
-}
-
-func (b *bucket) allow(now time.Time) bool {
-	const perSecond, burst = 50, 64
-	if b.at.IsZero() {
-		b.tokens = burst
-	} else {
-		b.tokens = min(burst, b.tokens+now.Sub(b.at).Seconds()*perSecond)
-	}
-	b.at = now
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
 }
 
 // presence is the hub's last word on whether a peer is there.
@@ -303,6 +334,8 @@ func (e *Engine) changed(c registry.Change) {
 // are taken down when nothing is routed to them any more.
 func (e *Engine) rebuild() {
 	e.dirty = false
+	e.news()
+	e.forwards.clear()
 	e.cfg.Policy.SetPeers(e.subjects())
 	e.cfg.Dataplane.SetRoutes(e.routes())
 	for _, p := range e.gone {
@@ -315,7 +348,7 @@ func (e *Engine) rebuild() {
 	now := time.Now()
 	for _, s := range strange {
 		if p := e.peers[s.from]; p != nil {
-			p.step(s.body, now)
+			p.step(s.body, carrier{kind: byHub}, now)
 		} else if now.Sub(s.at) < strangeLife {
 			e.strange = append(e.strange, s)
 		}
@@ -325,7 +358,7 @@ func (e *Engine) rebuild() {
 func (e *Engine) subjects() []policy.Subject {
 	out := make([]policy.Subject, 0, len(e.peers))
 	for _, p := range e.peers {
-		out = append(out, policy.Subject{ID: p.info.ID, Name: p.info.Name, Tags: p.info.Tags})
+		out = append(out, p.subject())
 	}
 	return out
 }
@@ -356,20 +389,24 @@ func (e *Engine) routes() map[netip.Addr]*dataplane.Peer {
 // Policy puts a policy into force. A document that does not parse leaves the old
 // one in force.
 func (e *Engine) Policy(version uint64, document []byte) {
-	e.box.post(func() {
-		// An activation may leave this node's policy as it is.
-		if e.doc != nil && version == e.docSeq && bytes.Equal(document, e.docText) {
-			return
-		}
-		doc, err := policy.Parse(document)
-		if err != nil {
-			e.cfg.Logger.Error("policy does not parse; keeping the old one", "version", version, "err", err)
-			return
-		}
-		e.doc, e.docText, e.docSeq = doc, document, version
-		e.cfg.Policy.Apply(doc, e.subjects())
-		e.cfg.Logger.Info("policy in force", "version", version)
-	})
+	e.box.post(func() { e.policy(version, document) })
+}
+
+func (e *Engine) policy(version uint64, document []byte) {
+	// An activation may leave this node's policy as it is.
+	if e.doc != nil && version == e.docSeq && bytes.Equal(document, e.docText) {
+		return
+	}
+	doc, err := policy.Parse(document)
+	if err != nil {
+		e.cfg.Logger.Error("policy does not parse; keeping the old one", "version", version, "err", err)
+		return
+	}
+	e.doc, e.docText, e.docSeq = doc, document, version
+	e.cfg.Policy.Apply(doc, e.subjects())
+	e.forwards.clear()
+	e.cfg.Logger.Info("policy in force", "version", version)
+	e.news()
 }
 
 // SetChain replaces our certificate chain for handshakes from now on.
@@ -421,48 +458,5 @@ func (e *Engine) Connect(ctx context.Context, id identity.PeerID, progress func(
 	case <-e.box.closed:
 		w.gone.Store(true)
 		return net.ErrClosed
-	}
-}
-
-// PeerStatus is what the engine knows of one peer.
-type PeerStatus struct {
-	Info   *registry.Peer
-	Online bool
-	// State is idle, handshake, checking, connected or silent.
-	State string
-	// PathType is none or direct.
-	PathType string
-	Remote   netip.AddrPort
-	RTT      time.Duration
-	Cipher   string
-	// Reason says why there is no path; empty where none was tried.
-	Reason   string
-	Since    time.Time
-	Counters dataplane.PeerCounters
-}
-
-// Status returns all peers by name and the version of the policy in force.
-func (e *Engine) Status(ctx context.Context) (peers []PeerStatus, policyVersion uint64, err error) {
-	type answer struct {
-		peers   []PeerStatus
-		version uint64
-	}
-	done := make(chan answer, 1)
-	e.box.post(func() {
-		a := answer{version: e.docSeq}
-		for _, info := range e.cfg.Registry.All() {
-			if p := e.peers[info.ID]; p != nil {
-				a.peers = append(a.peers, p.status())
-			}
-		}
-		done <- a
-	})
-	select {
-	case a := <-done:
-		return a.peers, a.version, nil
-	case <-ctx.Done():
-		return nil, 0, ctx.Err()
-	case <-e.box.closed:
-		return nil, 0, net.ErrClosed
 	}
 }

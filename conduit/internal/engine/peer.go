@@ -12,15 +12,17 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
 
 const (
-	// demand is how long after an application's last packet a peer counts as
-	// wanted: its path is probed closely and its session is renewed when silent.
-	demand = 10 * time.Second
+	// activeFor and warmFor are how long after an application's last packet, in either
+	// direction, the paths of a peer are probed closely, and kept ready.
+	activeFor = 2 * time.Second
+	warmFor   = 10 * time.Second
 	// connectGap is the least time between the failure of one attempt and the next.
 	// It doubles up to maxConnectGap until a path is found or the peer comes anew.
 	connectGap    = 2 * time.Second
@@ -28,8 +30,6 @@ const (
 	// maxSessions bounds the sessions of one peer, most of which are on their way in
 	// or out.
 	maxSessions = 4
-	// oldSession is how long a replaced session still opens packets.
-	oldSession = 15 * time.Second
 )
 
 // States of a peer, as status shows them.
@@ -51,10 +51,13 @@ type waiter struct {
 
 // peer is the engine's side of another node. All of it is owned by Engine.run.
 type peer struct {
-	e       *Engine
-	info    *registry.Peer
-	dp      *dataplane.Peer
-	machine *session.Machine
+	e        *Engine
+	info     *registry.Peer
+	dp       *dataplane.Peer
+	machine  *session.Machine
+	paths    *path.Set
+	dueAt    time.Time
+	dueIndex int // in Engine.due; -1: not there
 
 	sessions []*sess // newest last
 	waiters  []*waiter
@@ -63,19 +66,35 @@ type peer struct {
 	lastErr  error
 	notUntil time.Time // no Connect before this, after a failure
 	failures int       // in a row
+	carriers carriers
+	incoming wire.Reassembler // SIGNAL
+
+	usable      bool // some path carries packets
+	usableFrom  time.Time
+	activeSince time.Time        // since when applications talk
+	noDirect    time.Time        // since when there is a session and no direct path; zero: there is
+	hubRelay    bool             // the hub's relay stream is one of the paths
+	relays      []int            // binds of willing peers
+	remotes     []netip.AddrPort // last good addresses, the newest first
+	doubted     time.Time        // since when the peer may have lost our session; zero: it has it
+
+	rekeys, handshakes uint64
+	keysSince          time.Time
 }
 
 func newPeer(e *Engine, info *registry.Peer) *peer {
 	here := e.presence[info.ID]
-	p := &peer{e: e, info: info, online: here.online, instance: here.instance}
-	p.dp = &dataplane.Peer{
-		ID: info.ID, Rules: e.cfg.Policy.Peer(info.ID), Virtual4: info.Virtual4, Virtual6: info.Virtual6,
+	p := &peer{
+		e: e, info: info, online: here.online, instance: here.instance, dueIndex: -1,
+		paths: path.New(path.Config{Modes: e.cfg.Modes}),
 	}
+	p.dp = &dataplane.Peer{ID: info.ID, Rules: e.cfg.Policy.Peer(info.ID), Virtual4: info.Virtual4, Virtual6: info.Virtual6}
 	p.machine = session.New(session.Config{
 		Keys: e.cfg.Keys, Chain: e.cfg.Chain, Roots: e.cfg.Roots,
 		Peer: info.ID, PeerEd25519: info.Ed25519, PeerX25519: info.X25519,
 		Denied: func(c *identity.Certificate) bool { return e.denied.certificate(c, time.Now()) },
 		PSK:    e.cfg.PSK, PSKEpoch: e.cfg.PSKEpoch, PSKBefore: e.cfg.PSKBefore, Suites: e.cfg.Suites, Indexes: e.cfg.Dataplane,
+		Caps: e.caps(), Limits: e.limits,
 		NewICE: func() wire.ICE {
 			ufrag, pwd := ice.NewCredentials()
 			return wire.ICE{Ufrag: ufrag, Pwd: pwd}
@@ -88,11 +107,15 @@ func newPeer(e *Engine, info *registry.Peer) *peer {
 func (p *peer) remove(why error) {
 	p.machine.Close()
 	p.e.cfg.Dataplane.Activate(p.dp, nil)
+	p.e.cfg.Dataplane.SetWays(p.dp, nil)
 	p.e.cfg.Dataplane.Abandon(p.dp, dataplane.TxNoSession)
 	for _, s := range p.sessions {
 		s.close()
 	}
 	p.sessions = nil
+	p.relays = nil
+	p.e.dropRelay(p)
+	p.e.unschedule(p)
 	p.finish(why)
 }
 
@@ -104,21 +127,34 @@ func (p *peer) newest() *sess {
 	return nil
 }
 
+// speaker returns the session that we may send with: the newest that the peer is
+// known to have, else the newest.
+func (p *peer) speaker() *sess {
+	for _, s := range slices.Backward(p.sessions) {
+		if s.confirmed {
+			return s
+		}
+	}
+	return p.newest()
+}
+
+// connected reports whether packets go through.
+func (p *peer) connected() bool { return p.dp.Active() != nil }
+
 // want sees to it that a session with a path comes about.
 func (p *peer) want(now time.Time) {
 	defer p.tell()
+	p.e.touch(p)
 	if p.shutOut(now) {
 		p.refuse()
 		return
 	}
-	for _, s := range p.sessions {
-		if s.dp == p.dp.Active() && !s.silent {
-			p.finish(nil)
-			return
-		}
+	if p.connected() {
+		p.finish(nil)
+		return
 	}
-	if s := p.newest(); s != nil && s.dp.Path() == nil {
-		return // ICE is looking for one
+	if s := p.newest(); s != nil && now.Sub(s.created) < pathlessLife && !s.hadPath {
+		return // its paths are being looked for
 	}
 	if p.machine.Connecting() {
 		return
@@ -131,18 +167,31 @@ func (p *peer) want(now time.Time) {
 			return
 		}
 	}
+	p.connect(now)
+}
+
+// connect begins a full handshake.
+func (p *peer) connect(now time.Time) {
+	if p.machine.Connecting() {
+		return
+	}
+	p.carriers.begin()
 	p.machine.Connect(now)
 	p.flush(now)
 }
 
-func (p *peer) step(body []byte, now time.Time) {
+// step takes a signalling message that came by way of from.
+func (p *peer) step(body []byte, from carrier, now time.Time) {
+	p.e.touch(p)
 	if p.shutOut(now) {
 		return
 	}
+	p.carriers.reply = from
 	if err := p.machine.Step(body, now); err != nil {
-		p.e.cfg.Logger.Debug("dropped a signalling message", "peer", p.info.Name, "err", err)
+		p.e.cfg.Logger.Debug("dropped a signalling message", "peer", p.info.Name, "by", from.String(), "err", err)
 	}
 	p.flush(now)
+	p.carriers.reply = carrier{}
 }
 
 // flush does what the machine wants done.
@@ -151,14 +200,11 @@ func (p *peer) flush(now time.Time) {
 		for _, o := range out {
 			switch {
 			case o.Send != nil:
-				if err := p.e.cfg.Signal(p.info.ID, o.Send); err != nil {
-					p.e.cfg.Logger.Debug("signal to peer", "peer", p.info.Name, "err", err)
-					p.machine.Undeliverable(err.Error())
-				}
+				p.send(o.Send, now)
 			case o.Established != nil:
 				p.established(o.Established, now)
 			case o.Candidates != nil:
-				p.candidates(o.Candidates)
+				p.candidates(o.Candidates, now)
 			case o.Failed != nil:
 				p.failed(o.Failed, now)
 			}
@@ -173,14 +219,14 @@ func (p *peer) failed(err error, now time.Time) {
 	p.notUntil = now.Add(min(connectGap<<p.failures, maxConnectGap))
 	p.failures = min(p.failures+1, 8)
 	p.e.cfg.Logger.Debug("no session with peer", "peer", p.info.Name, "err", err)
-	if p.dp.Active() == nil {
+	if !p.connected() {
 		p.e.cfg.Dataplane.Abandon(p.dp, dataplane.TxNoSession)
 	}
 	p.finish(err)
 }
 
-// established starts ICE for a new session. The old one stays in use until the
-// new one has a path.
+// established takes a new session over. The one before stays in use until the
+// peer is known to have the new one.
 func (p *peer) established(est *session.Established, now time.Time) {
 	c := est.Certificate
 	if p.e.denied.certificate(c, now) { // since its first message
@@ -199,58 +245,62 @@ func (p *peer) established(est *session.Established, now time.Time) {
 		p.failed(err, now)
 		return
 	}
-	est.Secrets.Erase() // the AEADs hold their own
+	p.handshakes++
+	p.add(s, now)
+	p.e.cfg.Logger.Debug("session established", "peer", p.info.Name, "initiator", est.Initiator, "cipher", s.dp.Suite.String())
+	p.meet(s, now)
+}
+
+// add puts a session among p's.
+func (p *peer) add(s *sess, now time.Time) {
 	p.sessions = append(p.sessions, s)
 	for i := 0; len(p.sessions) > maxSessions; { // never the one in use
-		if p.sessions[i].dp == p.dp.Active() {
+		if p.sessions[i].has(p.dp.Active()) {
 			i++
 			continue
 		}
-		p.drop(p.sessions[i])
-	}
-	p.e.cfg.Logger.Debug("session established", "peer", p.info.Name, "initiator", est.Initiator, "cipher", s.dp.Suite.String())
-}
-
-func (p *peer) candidates(c *session.Candidates) {
-	for _, s := range p.sessions {
-		if s.est.SID != c.SID {
-			continue
-		}
-		s.answered = true
-		for _, line := range c.Lines {
-			if err := s.agent.AddRemote(line); err != nil {
-				p.e.cfg.Logger.Debug("candidate of peer", "peer", p.info.Name, "err", err)
-			}
-		}
+		p.drop(p.sessions[i], now)
 	}
 }
 
 // drop ends one session.
-func (p *peer) drop(s *sess) {
+func (p *peer) drop(s *sess, now time.Time) {
 	for i := range p.sessions {
 		if p.sessions[i] == s {
-			p.sessions = append(p.sessions[:i], p.sessions[i+1:]...)
+			p.sessions = slices.Delete(p.sessions, i, i+1)
 			break
 		}
 	}
-	p.choose()
+	p.choose(now)
 	s.close()
 }
 
-// choose makes the newest session whose path answers the one in use, else the
-// newest that has a path at all, else none.
-func (p *peer) choose() {
+// choose makes the newest session that the peer has the one in use, where there is
+// a path.
+func (p *peer) choose(now time.Time) {
 	var best *sess
-	for _, s := range p.sessions {
-		if s.dp.Path() != nil && (best == nil || best.silent || !s.silent) {
-			best = s
+	if p.usable {
+		for _, s := range slices.Backward(p.sessions) {
+			if s.confirmed && !s.over {
+				best = s
+				break
+			}
 		}
 	}
-	switch {
-	case best == nil && p.dp.Active() != nil:
-		p.e.cfg.Dataplane.Activate(p.dp, nil)
-	case best != nil && p.dp.Active() != best.dp:
-		p.e.cfg.Dataplane.Activate(p.dp, best.dp)
+	var dp *dataplane.Session
+	if best != nil {
+		dp = best.dp
+	}
+	old := p.dp.Active()
+	if old == dp {
+		return
+	}
+	p.e.cfg.Dataplane.Activate(p.dp, dp)
+	if best != nil {
+		best.hadPath = true
+		p.keysSince = now
+		p.lastErr, p.failures, p.notUntil = nil, 0, time.Time{}
+		p.finish(nil)
 	}
 }
 
@@ -263,34 +313,29 @@ func (p *peer) presence(online bool, instance uint64, now time.Time) {
 	if online {
 		p.instance = instance
 	}
-	if s := p.newest(); fresh && s != nil && s.dp.Path() != nil {
-		s.doubt(now) // it may have lost our session in a restart
-	}
 	if fresh {
 		p.notUntil, p.failures = time.Time{}, 0
+		if s := p.speaker(); s != nil {
+			p.doubted = now // it may have lost our session
+			s.hello()
+		}
+		p.e.touch(p)
 	}
 }
 
-// control handles a control packet of one of p's sessions.
-func (p *peer) control(c dataplane.Control, now time.Time) {
-	for _, s := range p.sessions {
-		if s.dp != c.Session {
-			continue
-		}
-		switch c.Type {
-		case wire.TypeProbeAck:
-			s.probeAck(c, now)
-		case wire.TypeClose:
-			var m wire.Close
-			if m.Parse(c.Body) == nil {
-				p.e.cfg.Logger.Debug("peer closed the session", "peer", p.info.Name, "reason", m.Reason)
-				p.drop(s)
-			}
-		default:
-		}
-		p.tell()
-		return
+// demand says how much applications want p.
+func (p *peer) demand() path.Demand {
+	last := max(p.dp.LastTx(), p.dp.LastRx())
+	if last == 0 {
+		return path.Idle
 	}
+	switch since := time.Duration(p.e.cfg.Dataplane.Now() - last); {
+	case since < activeFor:
+		return path.Active
+	case since < warmFor:
+		return path.Warm
+	}
+	return path.Idle
 }
 
 // tick lets time pass and returns when it wants to be called again.
@@ -303,22 +348,17 @@ func (p *peer) tick(now time.Time) (next time.Time) {
 	p.machine.Tick(now)
 	p.flush(now)
 	p.waiters = slices.DeleteFunc(p.waiters, func(w *waiter) bool { return w.gone.Load() })
-	newest := p.newest()
-	for _, s := range append([]*sess(nil), p.sessions...) {
-		if s != newest && newest.dp.Path() != nil && now.Sub(newest.pathSince) > oldSession {
-			p.drop(s)
-			continue
+	if p.hasPaths() {
+		earliest(p.tickPaths(now))
+	}
+	for _, s := range slices.Clone(p.sessions) {
+		if p.has(s) {
+			earliest(s.tick(now))
 		}
-		earliest(s.tick(now))
 	}
 	earliest(p.machine.NextTick())
+	p.tell()
 	return next
-}
-
-// inDemand reports whether an application sent to p lately.
-func (p *peer) inDemand() bool {
-	last := p.dp.LastTx()
-	return last != 0 && time.Duration(p.e.cfg.Dataplane.Now()-last) < demand
 }
 
 // finish answers all calls of Connect.
@@ -346,44 +386,15 @@ func (p *peer) tell() {
 
 func (p *peer) state() string {
 	s := p.newest()
-	for _, o := range p.sessions { // the one in use counts
-		if o.dp == p.dp.Active() && o.dp.Path() != nil {
-			s = o
-		}
-	}
 	switch {
-	case s != nil && s.dp.Path() != nil && s.silent:
-		return stateSilent
-	case s != nil && s.dp.Path() != nil:
+	case p.connected():
 		return stateConnected
+	case s != nil && s.hadPath:
+		return stateSilent
 	case s != nil:
 		return stateChecking
 	case p.machine.Connecting():
 		return stateHandshake
 	}
 	return stateIdle
-}
-
-func (p *peer) status() PeerStatus {
-	st := PeerStatus{Info: p.info, Online: p.online, State: p.state(), PathType: "none", Counters: p.dp.Counters()}
-	for _, s := range p.sessions {
-		path := s.dp.Path()
-		if path == nil {
-			continue
-		}
-		st.Cipher, st.Since = s.dp.Suite.String(), s.pathSince
-		if s.silent {
-			st.Reason = fmt.Sprintf("no answer on %s for %s", path.Remote, time.Since(s.heard()).Round(time.Second))
-			continue
-		}
-		st.PathType, st.Remote, st.RTT = "direct", path.Remote, s.rtt
-		st.Reason = ""
-	}
-	if st.PathType == "none" && st.Reason == "" && p.lastErr != nil {
-		st.Reason = p.lastErr.Error()
-	}
-	if st.PathType == "none" {
-		st.Remote = netip.AddrPort{}
-	}
-	return st
 }

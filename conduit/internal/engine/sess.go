@@ -9,325 +9,348 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
 
 const (
-	// probeActive, probeIdle and probeFast are the gaps between probes of a path
-	// that is used, of one that only keeps its NAT binding, and of one in doubt.
-	probeActive = 1 * time.Second
-	probeIdle   = 15 * time.Second
-	probeFast   = 200 * time.Millisecond
-	// maxMisses unanswered probes make a path silent.
-	maxMisses = 5
-	// agentLife is how long ICE goes on after the first path, to find a better one.
-	agentLife = 30 * time.Second
-	// deadAfter ends a session that is silent and not wanted.
+	// agentLife is how long ICE goes on, to find what our own probes do not.
+	agentLife = 20 * time.Second
+	// deadAfter ends sessions over which nothing came for so long.
 	deadAfter = 10 * time.Minute
-	// answerWait is how long the peer's candidates may take after our CONFIRM.
+	// answerWait is how long the peer may be silent after our CONFIRM.
 	answerWait = 3 * time.Second
-	// firstAnswer is how long the first probe of a path may take: nothing is known of
-	// its round trip yet.
-	firstAnswer = 3 * time.Second
-	// pathlessLife ends a session for which ICE found nothing.
+	// pathlessLife is how long a new session may be without a path.
 	pathlessLife = 20 * time.Second
+	// doubtAfter is how long a peer that came anew, or that is talked to, may be silent
+	// before a handshake finds out whether it still has our session.
+	doubtAfter = time.Second
 )
 
-// ErrNoDirectPath is why a session ends without a path.
-var ErrNoDirectPath = errors.New("no direct path: no pair of addresses answers (a symmetric NAT on both sides, or a firewall)")
+// Errors of Connect.
+var (
+	// ErrNoDirectPath is why a session ends without a path.
+	ErrNoDirectPath = errors.New("no path: no pair of addresses answers, and no relay is to be had")
+	// ErrNoAnswer is why a Connect ends to which the peer did not react.
+	ErrNoAnswer = session.ErrNoAnswer
+)
 
-// sess is one session with its ICE agent and the probes of its path.
+// sess is what one handshake made: its keys, those that rekeys put in their place,
+// and its ICE agent.
 type sess struct {
 	p     *peer
 	est   *session.Established
-	dp    *dataplane.Session
-	agent *ice.Agent
+	dp    *dataplane.Session   // what we seal with
+	keys  []*dataplane.Session // all that still open packets, dp among them
+	agent *ice.Agent           // nil where none was needed
+	rekey *session.Rekeyer     // nil where not both take part
 
 	created   time.Time
-	pathSince time.Time
+	confirmed bool      // the peer is known to have the session
+	since     time.Time // when it became confirmed
+	hadPath   bool      // it was in use
+	over      bool      // its keys are too old
 	agentDone bool
-
-	seq      uint32
-	sentAt   int64 // dataplane clock of the newest probe
-	ackedSeq uint32
-	lastAck  time.Time
-	rtt      time.Duration
-	misses   int
-	silent   bool
-	nextSend time.Time
-	// answered says that the peer has the session: its candidates came.
-	answered bool
-	// pending are paths on which so far only the peer's check arrived, with the
-	// probes sent on them: only the answer to one of those proves the path.
-	pending map[dataplane.Path][]uint32
+	metBy     session.Addr // where the handshake went, without the hub
 }
 
+// newSess takes over the result of a handshake.
 func newSess(p *peer, est *session.Established, now time.Time) (*sess, error) {
-	dp, err := dataplane.NewSession(p.dp, est)
+	s := &sess{p: p, est: est, created: now, rekey: session.NewRekeyer(est, p.e.cfg.Dataplane, now)}
+	dp, err := s.install(est)
 	if err != nil {
 		return nil, err
 	}
-	s := &sess{p: p, est: est, dp: dp, created: now, pending: map[dataplane.Path][]uint32{}}
-	e := p.e
-	post := func(f func(now time.Time)) {
-		e.box.post(func() {
-			if e.peers[p.info.ID] == p && p.has(s) {
-				f(time.Now())
-			}
-		})
+	s.dp = dp
+	if p.carriers.reply.kind == byUDP {
+		s.metBy = p.carriers.reply.addr
 	}
-	s.agent, err = ice.NewAgent(ice.AgentConfig{
-		Mux: e.cfg.Mux, Controlling: est.Initiator,
-		LocalUfrag: est.LocalICE.Ufrag, LocalPwd: est.LocalICE.Pwd, STUNServers: e.cfg.STUNServers,
-		OnCandidate: func(line string) { post(func(time.Time) { s.candidate(line) }) },
-		OnPath:      func(path ice.Path) { post(func(now time.Time) { s.found(path, now) }) },
-		OnProven:    func(path ice.Path) { post(func(now time.Time) { s.found(path, now) }) },
-		OnFailed:    func(error) { post(s.failed) },
-		Logger:      e.cfg.Logger,
-	})
-	if err != nil {
-		return nil, err
+	if !est.Initiator { // its CONFIRM came: it has the keys
+		s.confirm(now)
 	}
-	e.cfg.Dataplane.Add(dp)
-	if err := errors.Join(s.agent.Start(), s.agent.SetRemote(est.RemoteICE.Ufrag, est.RemoteICE.Pwd)); err != nil {
-		s.close()
-		return nil, err
+	if !p.hasDirect() {
+		s.look()
 	}
 	return s, nil
 }
 
+// install lets the packet path open what is sealed with keys.
+func (s *sess) install(est *session.Established) (*dataplane.Session, error) {
+	plane := s.p.e.cfg.Dataplane
+	dp, err := dataplane.NewSession(s.p.dp, est)
+	if err != nil {
+		return nil, err
+	}
+	if s.rekey != nil {
+		dp.Expire(plane.Now() + int64(session.RefuseAfter))
+	}
+	est.Secrets.Erase() // the AEADs and the rekeyer hold their own
+	s.keys = append(s.keys, dp)
+	plane.Add(dp)
+	return dp, nil
+}
+
+// has reports whether keys are of this session.
+func (s *sess) has(dp *dataplane.Session) bool { return slices.Contains(s.keys, dp) }
+
+// look starts an ICE agent. Without one our own probes still find most paths.
+func (s *sess) look() {
+	e, p := s.p.e, s.p
+	post := func(f func(now time.Time)) {
+		e.box.post(func() {
+			if e.peers[p.info.ID] == p && p.has(s) {
+				f(time.Now())
+				e.touch(p)
+			}
+		})
+	}
+	found := func(w ice.Path) {
+		post(func(now time.Time) {
+			p.paths.AddPath(path.ID{Bind: w.Socket, Remote: w.Remote}, now)
+			p.drain(now)
+		})
+	}
+	agent, err := ice.NewAgent(ice.AgentConfig{
+		Mux: e.cfg.Mux, Controlling: s.est.Initiator,
+		LocalUfrag: s.est.LocalICE.Ufrag, LocalPwd: s.est.LocalICE.Pwd, STUNServers: e.cfg.STUNServers,
+		OnCandidate: func(line string) {
+			if line != "" {
+				post(func(now time.Time) { p.sendCandidates(s, []string{line}, 0, now) })
+			}
+		},
+		OnPath:   found,
+		OnProven: found,
+		Logger:   e.cfg.Logger,
+	})
+	if err == nil {
+		s.agent = agent
+		err = errors.Join(agent.Start(), agent.SetRemote(s.est.RemoteICE.Ufrag, s.est.RemoteICE.Pwd))
+	}
+	if err != nil {
+		e.cfg.Logger.Warn("no ICE for this session; probing alone", "peer", p.info.Name, "err", err)
+	}
+}
+
 // close ends the session. The agent's end may take a while, so nobody waits.
 func (s *sess) close() {
-	s.p.e.cfg.Dataplane.Remove(s.dp)
+	for _, dp := range s.keys {
+		s.p.e.cfg.Dataplane.Remove(dp)
+	}
+	if s.rekey != nil {
+		s.rekey.Close()
+	}
 	s.closeAgent()
 }
 
 // goodbye tells the peer that the session ends.
 func (s *sess) goodbye(reason uint8) {
-	if s.dp.Path() != nil {
+	if s.p.usable {
 		s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeClose, (&wire.Close{Reason: reason}).Append(nil))
 	}
 }
 
 func (s *sess) closeAgent() {
-	if s.agentDone {
+	if s.agentDone || s.agent == nil {
 		return
 	}
 	s.agentDone = true
 	s.p.e.background.Go(func() { _ = s.agent.Close() })
 }
 
-// candidate sends one of our candidates to the peer.
-func (s *sess) candidate(line string) {
-	lines, flags := []string{line}, wire.CandidateFlags(0)
-	if line == "" {
-		lines, flags = nil, wire.CandidatesDone
-	}
-	body, err := s.est.SealCandidates(lines, flags)
-	if err == nil {
-		err = s.p.e.cfg.Signal(s.p.info.ID, body)
-	}
-	if err != nil {
-		s.p.e.cfg.Logger.Debug("signal candidate", "peer", s.p.info.Name, "err", err)
+// hello sends a probe that no path waits for: its answer, like any packet, tells
+// the peer or us that the other has these keys.
+func (s *sess) hello() {
+	if s.p.usable {
+		b := (&wire.Probe{}).Append(make([]byte, 0, wire.ProbeLen))
+		s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeProbe, b)
 	}
 }
 
-// found takes a path that ICE proved. Where only the peer's check arrived, a
-// probe proves it first: the check may be a replay from elsewhere.
-func (s *sess) found(path ice.Path, now time.Time) {
-	to := dataplane.Path{Bind: path.Socket, Remote: path.Remote}
-	switch {
-	case path.RoundTrip && (path.Selected || s.dp.Path() == nil):
-		s.use(to, now)
-	case !path.RoundTrip && s.dp.Path() == nil:
-		if len(s.pending) < wire.MaxCandidates {
-			if _, known := s.pending[to]; !known {
-				s.pending[to] = nil
+// confirm notes that the peer has the session.
+func (s *sess) confirm(now time.Time) {
+	if !s.confirmed {
+		s.confirmed, s.since = true, now
+	}
+}
+
+// tick does what is due and returns when it wants to be called again.
+func (s *sess) tick(now time.Time) (next time.Time) {
+	earliest := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	p := s.p
+	newest := s == p.newest()
+	if !newest {
+		// Old keys open what is still on its way, and serve until newer ones do.
+		for _, o := range p.sessions {
+			if o.confirmed && o.created.After(s.created) {
+				if now.Sub(o.since) >= session.OldKeysLive {
+					p.drop(s, now)
+					return time.Time{}
+				}
+				earliest(o.since.Add(session.OldKeysLive))
 			}
-			s.nextSend = now
+		}
+	}
+	if s.rekey != nil {
+		s.tickRekey(now)
+		if at := s.rekey.NextTick(); !at.IsZero() {
+			earliest(at)
+		}
+		if s.over {
+			p.e.cfg.Logger.Info("keys are too old", "peer", p.info.Name)
+			p.drop(s, now)
+			return time.Time{}
+		}
+	}
+	if !s.confirmed {
+		// The peer has not got our CONFIRM, or nothing of it came through.
+		again := s.created.Add(answerWait)
+		switch {
+		case now.Before(again):
+			earliest(again)
+		case newest && !p.machine.Connecting() && p.wanted() && !now.Before(p.notUntil):
+			p.connect(now)
+		case now.Sub(s.created) > pathlessLife:
+			p.drop(s, now)
+			p.failed(ErrNoDirectPath, now)
+			return time.Time{}
+		default:
+			earliest(s.created.Add(pathlessLife + time.Second))
+		}
+	}
+	if s.confirmed && !s.hadPath && newest && !p.usable && now.Sub(s.created) > pathlessLife {
+		p.drop(s, now)
+		if !p.hasPaths() {
+			p.failed(ErrNoDirectPath, now)
+			p.e.cfg.Logger.Warn("no path to peer", "peer", p.info.Name)
+		}
+		return time.Time{}
+	}
+	if s.confirmed && !s.hadPath {
+		earliest(s.created.Add(pathlessLife + time.Second))
+	}
+	if s.agent != nil && !s.agentDone {
+		if end := s.created.Add(agentLife); now.Before(end) {
+			earliest(end)
+		} else {
+			s.closeAgent()
+		}
+	}
+	if newest && s.confirmed {
+		s.refresh(now, earliest)
+	}
+	if !p.usable && s.hadPath && now.Sub(s.heard(now)) > deadAfter {
+		p.drop(s, now)
+		return time.Time{}
+	}
+	return next
+}
+
+// wanted reports whether somebody waits for p or talks to it.
+func (p *peer) wanted() bool { return p.demand() != path.Idle || len(p.waiters) > 0 }
+
+// refresh makes a full handshake hourly, and where rekeys do not get through.
+func (s *sess) refresh(now time.Time, earliest func(time.Time)) {
+	p := s.p
+	if p.machine.Connecting() || !p.usable {
+		return
+	}
+	if s.rekey != nil && s.rekey.Stuck(now) && !now.Before(p.notUntil) {
+		p.connect(now)
+		return
+	}
+	if age := p.e.cfg.Rehandshake; age > 0 && s.est.Initiator {
+		due := s.created.Add(age)
+		if p.notUntil.After(due) {
+			due = p.notUntil
+		}
+		if now.Before(due) {
+			earliest(due)
+		} else {
+			p.connect(now)
 		}
 	}
 }
 
-// use moves the session to a path, and the peer to the session.
-func (s *sess) use(to dataplane.Path, now time.Time) {
-	old := s.dp.Path()
-	if old != nil && *old == to {
-		return
-	}
-	s.dp.SetPath(&to)
-	if old == nil {
-		s.pathSince = now
-		s.p.lastErr, s.p.failures = nil, 0
-	}
-	s.misses, s.silent, s.lastAck = 0, false, now
-	clear(s.pending)
-	s.p.choose()
-	s.p.finish(nil)
-	s.p.e.cfg.Logger.Info("path to peer", "peer", s.p.info.Name, "type", "direct", "remote", to.Remote.String())
-	s.probe(now, nil)
+// tickRekey lets time pass for the in-band rekey.
+func (s *sess) tickRekey(now time.Time) {
+	s.rekey.Sent(s.dp.LocalIndex, s.dp.Sealed(), now)
+	s.rekey.Tick(now)
+	s.flushRekey(now)
 }
 
-// failed is ICE's word that no pair answers.
-func (s *sess) failed(now time.Time) {
-	if s.dp.Path() != nil {
+// rekeyed takes a rekey message of the peer.
+func (s *sess) rekeyed(on *dataplane.Session, body []byte, now time.Time) {
+	if s.rekey == nil {
 		return
 	}
-	s.p.drop(s)
-	if len(s.p.sessions) > 0 || s.p.machine.Connecting() {
-		return // another may still find one
+	if err := s.rekey.Step(on.LocalIndex, body, now); err != nil {
+		s.p.e.cfg.Logger.Debug("dropped a rekey message", "peer", s.p.info.Name, "err", err)
 	}
-	s.p.failed(ErrNoDirectPath, now)
-	s.p.e.cfg.Logger.Warn("no direct path to peer", "peer", s.p.info.Name)
+	s.flushRekey(now)
+}
+
+// flushRekey does what the rekeyer wants done.
+func (s *sess) flushRekey(now time.Time) {
+	p, plane := s.p, s.p.e.cfg.Dataplane
+	for _, o := range s.rekey.Ready() {
+		switch {
+		case o.Send != nil:
+			if dp := s.find(o.On); dp != nil {
+				for _, b := range o.Send {
+					plane.SendControl(dp, wire.TypeRekey, b)
+				}
+			}
+		case o.Next != nil:
+			if _, err := s.install(o.Next); err != nil {
+				p.e.cfg.Logger.Warn("rekey", "peer", p.info.Name, "err", err)
+			}
+		case o.Switch != 0:
+			if dp := s.find(o.Switch); dp != nil {
+				s.dp = dp
+				p.rekeys++
+				p.choose(now)
+				s.hello()
+			}
+		case o.Drop != 0:
+			if dp := s.find(o.Drop); dp != nil {
+				s.keys = slices.DeleteFunc(s.keys, func(k *dataplane.Session) bool { return k == dp })
+				plane.Remove(dp)
+			}
+		case o.Over:
+			s.over = true
+		}
+	}
+}
+
+func (s *sess) find(local uint32) *dataplane.Session {
+	for _, dp := range s.keys {
+		if dp.LocalIndex == local {
+			return dp
+		}
+	}
+	return nil
 }
 
 // heard is when the session last had a sign of life.
-func (s *sess) heard() time.Time {
-	at := s.pathSince
-	if last := s.dp.LastRecv(); last != 0 {
-		t := time.Now().Add(-time.Duration(s.p.e.cfg.Dataplane.Now() - last))
-		if t.After(at) {
+func (s *sess) heard(now time.Time) time.Time {
+	at := s.created
+	if last := s.lastRecv(); last != 0 {
+		if t := now.Add(-time.Duration(s.p.e.cfg.Dataplane.Now() - last)); t.After(at) {
 			at = t
 		}
 	}
 	return at
 }
 
-// probe sends one probe, on the session's path where path is nil.
-func (s *sess) probe(now time.Time, path *dataplane.Path) {
-	s.seq++
-	s.sentAt = s.p.e.cfg.Dataplane.Now()
-	var b [wire.ProbeLen]byte
-	m := wire.Probe{Seq: s.seq, Sent: uint64(s.sentAt)}
-	var paths []dataplane.Path
-	if path != nil {
-		paths = append(paths, *path)
+// lastRecv is when any of its keys last opened a packet; 0 means never.
+func (s *sess) lastRecv() (at int64) {
+	for _, dp := range s.keys {
+		at = max(at, dp.LastRecv())
 	}
-	s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeProbe, m.Append(b[:0]), paths...)
-	s.nextSend = now.Add(s.gap())
+	return at
 }
-
-// gap is the time to the next probe.
-func (s *sess) gap() time.Duration {
-	switch {
-	case len(s.pending) > 0, s.misses > 0 && !s.silent:
-		return max(probeFast, s.rtt+s.rtt/2)
-	case s.silent || s.p.inDemand() || s.ackedSeq == 0:
-		return probeActive
-	}
-	return probeIdle
-}
-
-// doubt probes at once and closely until the peer answers.
-func (s *sess) doubt(now time.Time) {
-	s.misses = max(s.misses, 1)
-	s.nextSend = now
-}
-
-func (s *sess) probeAck(c dataplane.Control, now time.Time) {
-	var a wire.ProbeAck
-	if a.Parse(c.Body) != nil || a.Probe.Seq == 0 || a.Probe.Seq > s.seq {
-		return
-	}
-	if s.dp.Path() == nil {
-		if slices.Contains(s.pending[c.Path], a.Probe.Seq) {
-			s.use(c.Path, now)
-		}
-	}
-	if rtt := time.Duration(c.At-int64(a.Probe.Sent)) - time.Duration(a.Hold)*time.Microsecond; rtt > 0 && rtt < time.Minute {
-		if s.rtt == 0 {
-			s.rtt = rtt
-		}
-		s.rtt += (rtt - s.rtt) / 4
-	}
-	s.ackedSeq = max(s.ackedSeq, a.Probe.Seq)
-	s.lastAck = now
-	s.misses = 0
-	if s.silent {
-		s.silent = false
-		s.p.choose()
-		s.p.e.cfg.Logger.Info("peer answers again", "peer", s.p.info.Name)
-		if s.p.newest() == s && s.p.machine.Connecting() {
-			s.p.machine.Cancel()
-		}
-		if s.p.newest() == s {
-			s.p.finish(nil)
-		}
-	}
-	if want := now.Add(s.gap()); s.nextSend.After(want) || s.nextSend.Before(now) {
-		s.nextSend = want
-	}
-}
-
-// tick sends what is due and returns when it wants to be called again.
-func (s *sess) tick(now time.Time) time.Time {
-	if s.dp.Path() == nil {
-		if now.Sub(s.created) > pathlessLife {
-			s.failed(now)
-			return time.Time{}
-		}
-		if len(s.pending) > 0 && !now.Before(s.nextSend) {
-			for path, sent := range s.pending {
-				if len(sent) >= 25 {
-					delete(s.pending, path)
-					continue
-				}
-				s.probe(now, &path)
-				s.pending[path] = append(sent, s.seq)
-			}
-		}
-		if s.est.Initiator && !s.answered && s == s.p.newest() && !s.p.machine.Connecting() {
-			// The hub may have lost our CONFIRM: without it the peer has no session.
-			again := s.created.Add(answerWait)
-			if now.Before(again) {
-				return again
-			}
-			s.p.machine.Connect(now)
-			s.p.flush(now)
-		}
-		if len(s.pending) > 0 {
-			return s.nextSend
-		}
-		return s.created.Add(pathlessLife + time.Second)
-	}
-	if now.Sub(s.pathSince) > agentLife {
-		s.closeAgent()
-	}
-	p := s.p
-	if age := p.e.cfg.Rehandshake; age > 0 && s.est.Initiator && s == p.newest() && now.Sub(s.created) >= age &&
-		!p.machine.Connecting() && !now.Before(p.notUntil) {
-		p.machine.Connect(now) // fresh keys; these serve until those have a path
-		p.flush(now)
-	}
-	// An application may have begun to send on a path that was idle.
-	if due := now.Add(s.gap()); s.nextSend.After(due) {
-		s.nextSend = due
-	}
-	if now.Before(s.nextSend) {
-		return s.nextSend
-	}
-	if s.ackedSeq < s.seq && now.Sub(s.lastAck) > s.gap()/2 && (s.rtt > 0 || now.Sub(s.pathSince) > firstAnswer) {
-		s.misses++
-	}
-	if s.misses >= maxMisses && !s.silent {
-		s.silent = true
-		s.p.choose()
-		s.p.e.cfg.Logger.Info("peer is silent", "peer", s.p.info.Name, "remote", s.dp.Path().Remote.String())
-	}
-	if s.silent {
-		if s.p.newest() == s && s.p.inDemand() && !s.p.machine.Connecting() && !now.Before(s.p.notUntil) {
-			s.p.machine.Connect(now)
-			s.p.flush(now)
-		}
-		if now.Sub(s.heard()) > deadAfter {
-			s.p.drop(s)
-			return time.Time{}
-		}
-	}
-	s.probe(now, nil)
-	return s.nextSend
-}
-
-// ErrNoAnswer is why a Connect ends to which the peer did not react.
-var ErrNoAnswer = session.ErrNoAnswer

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
+)
+
+const (
+	// housekeeping is the gap between looks at what concerns all peers.
+	housekeeping = time.Second
+	// turnAfter is how long a peer may be without a direct path before TURN is asked
+	// for.
+	turnAfter = time.Second
+)
+
+// Socket is one of our own sockets.
+type Socket struct {
+	path.Local
+	// Name is the interface's; empty for none.
+	Name string
+	// Moved is true when its source address is another than before.
+	Moved bool
+}
+
+// turnSocket is a TURN allocation.
+type turnSocket struct {
+	Socket
+	relayed netip.AddrPort
+}
+
+// network is what we have to send with. Owned by Engine.run.
+type network struct {
+	uplinks []Socket
+	turns   []turnSocket
+	hubUp   bool
+	turn    bool // asked for
+	checked time.Time
+}
+
+// SetUplinks tells of all sockets of interfaces that can be used now. Paths over
+// others die, and peers are told the new addresses.
+func (e *Engine) SetUplinks(list []Socket) {
+	e.box.post(func() {
+		now := time.Now()
+		old := e.net.uplinks
+		e.net.uplinks = list
+		news := false
+		var moved []uint8
+		for _, s := range list {
+			known := slices.ContainsFunc(old, func(o Socket) bool { return o.Bind == s.Bind })
+			news = news || !known || s.Moved
+			if s.Moved || !known {
+				moved = append(moved, s.Uplink)
+			}
+		}
+		for _, p := range e.peers {
+			if !p.hasPaths() {
+				continue
+			}
+			p.syncSockets(now)
+			for _, u := range moved {
+				p.paths.Moved(u, now)
+			}
+			p.drain(now)
+			if news {
+				p.advertise(now, true)
+			}
+			e.touch(p)
+		}
+	})
+}
+
+// SetSpent tells that the budget of an interface is used up, or that a new day
+// began.
+func (e *Engine) SetSpent(uplink uint8, spent bool) {
+	e.box.post(func() {
+		changed := false
+		for i := range e.net.uplinks {
+			if s := &e.net.uplinks[i]; s.Uplink == uplink && s.Spent != spent {
+				s.Spent, changed = spent, true
+			}
+		}
+		if changed {
+			e.syncAll()
+		}
+	})
+}
+
+// HubState tells whether the hub can be reached.
+func (e *Engine) HubState(up bool) {
+	e.box.post(func() {
+		if e.net.hubUp == up {
+			return
+		}
+		e.net.hubUp = up
+		e.syncAll()
+	})
+}
+
+// AddTurn tells of a TURN allocation; relayed is the address that peers send to.
+func (e *Engine) AddTurn(bind int, relayed netip.AddrPort, uplink uint8) {
+	e.box.post(func() {
+		t := turnSocket{relayed: relayed}
+		t.Local = path.Local{Bind: bind, Kind: path.Turn, Uplink: uplink, V4: true}
+		e.net.turns = append(e.net.turns, t)
+		e.syncAll()
+		now := time.Now()
+		for _, p := range e.peers {
+			if s := p.newest(); s != nil && !p.hasDirect() {
+				p.sendTurns(s, now)
+			}
+		}
+	})
+}
+
+// RemoveTurn tells that an allocation is gone.
+func (e *Engine) RemoveTurn(bind int) {
+	e.box.post(func() {
+		e.net.turns = slices.DeleteFunc(e.net.turns, func(t turnSocket) bool { return t.Bind == bind })
+		e.syncAll()
+	})
+}
+
+func (e *Engine) syncAll() {
+	now := time.Now()
+	for _, p := range e.peers {
+		if p.hasPaths() {
+			p.syncSockets(now)
+			p.drain(now)
+			e.touch(p)
+		}
+	}
+}
+
+// uplinkName names an interface by its number.
+func (e *Engine) uplinkName(n uint8) string {
+	for _, s := range e.net.uplinks {
+		if n != 0 && s.Uplink == n {
+			return s.Name
+		}
+	}
+	return ""
+}
+
+// housekeep does what concerns all peers and returns when it is due again.
+func (e *Engine) housekeep(now time.Time) time.Time {
+	e.courierTick(now)
+	next := now.Add(idleTick)
+	if at := e.courier.NextTick(); !at.IsZero() && at.Before(next) {
+		next = at
+	}
+	if now.Sub(e.net.checked) < housekeeping {
+		if at := e.net.checked.Add(housekeeping); e.net.turn && at.Before(next) {
+			next = at
+		}
+		return next
+	}
+	e.net.checked = now
+	want := false
+	for _, p := range e.peers {
+		want = want || p.wantsTurn(now)
+	}
+	if want != e.net.turn && e.cfg.WantTurn != nil {
+		e.net.turn = want
+		e.cfg.WantTurn(want)
+	}
+	return next
+}
+
+// gather finds our addresses and gives each to each, on the engine's goroutine.
+func (e *Engine) gather(each func(line string)) {
+	run := e.ctx
+	e.background.Go(func() {
+		_ = e.cfg.Mux.Gather(run, e.cfg.STUNServers, nil, func(c ice.Candidate) {
+			line := c.String()
+			e.box.post(func() { each(line) })
+		})
+	})
+}

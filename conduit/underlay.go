@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conduit
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/engine"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/relay"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/snapshot"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/uplink"
+	"github.com/bauxite-mesh/bauxite/conduit/transport"
+)
+
+// budgetGap is the gap between looks at the budgets of interfaces.
+const budgetGap = 2 * time.Second
+
+// underlay is what a node sends with: sockets of interfaces, and relays. Its fields
+// are set once in Node.assemble, but for what mu guards.
+type underlay struct {
+	uplinks *uplink.Manager
+	hub     *relay.HubBind // nil: the connector carries no packets
+	hubBind int
+	turns   *relay.Turns // nil likewise
+
+	mu     sync.Mutex // guards the rest
+	bounds []uplink.Bound
+	spent  map[string]used
+}
+
+// used is what went over an interface today.
+type used struct {
+	day    int64
+	before uint64 // bytes that a node before us counted
+	base   uint64 // what the sockets had counted when the day began
+}
+
+// openUnderlay prepares sockets and relays. The engine does not yet exist.
+func (n *Node) openUnderlay(exclude []netip.Prefix, port int) (err error) {
+	u := &n.underlay
+	u.spent = make(map[string]used)
+	if u.uplinks, err = n.newUplinks(exclude, port); err != nil {
+		return fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	u.hubBind = -1
+	carrier, ok := n.cfg.Hub.(PacketRelay)
+	if !ok {
+		return nil
+	}
+	u.hub, err = relay.NewHub(relay.HubConfig{
+		Stream: carrier, Logger: n.log,
+		PeerOf: func(a netip.AddrPort) (identity.PeerID, bool) {
+			if p := n.plane.PeerAt(a.Addr()); p != nil {
+				return p.ID, true
+			}
+			return identity.PeerID{}, false
+		},
+		AddrOf: func(id identity.PeerID) (netip.AddrPort, bool) {
+			p := n.registry.Get(id)
+			if p == nil {
+				return netip.AddrPort{}, false
+			}
+			return netip.AddrPortFrom(p.Virtual4, 1), true
+		},
+	})
+	if err != nil {
+		return err
+	}
+	u.hubBind = n.plane.AddBind(u.hub)
+	u.turns, err = relay.NewTurns(relay.TurnsConfig{
+		Servers: func(ctx context.Context) ([]relay.TurnServer, error) {
+			list, err := carrier.TurnServers(ctx)
+			out := make([]relay.TurnServer, len(list))
+			for i, s := range list {
+				out[i] = relay.TurnServer(s)
+			}
+			return out, err
+		},
+		Add: func(b transport.Bind, relayed netip.AddrPort, number uint8) int {
+			i := n.plane.AddBind(b)
+			n.engine.AddTurn(i, relayed, number)
+			return i
+		},
+		Remove: func(bind int) {
+			n.engine.RemoveTurn(bind)
+			n.plane.RemoveBind(bind)
+		},
+		Logger: n.log,
+	})
+	return err
+}
+
+func (n *Node) newUplinks(exclude []netip.Prefix, port int) (*uplink.Manager, error) {
+	rules := make([]uplink.Rule, len(n.cfg.Uplinks))
+	for i, r := range n.cfg.Uplinks {
+		rules[i] = uplink.Rule(r)
+	}
+	return uplink.New(uplink.Config{
+		Port: port, Rules: rules, IncludeLoopback: n.cfg.IncludeLoopback, Exclude: exclude, Logger: n.log,
+		Add: n.addSocket, Remove: n.removeSocket, Changed: n.uplinksChanged,
+	})
+}
+
+// listen opens the sockets. The port of a node before us may be taken by now.
+func (n *Node) listen(ctx context.Context, exclude []netip.Prefix, port int) error {
+	u := &n.underlay
+	err := u.uplinks.Start(ctx)
+	if err != nil && port != n.cfg.Port {
+		n.log.Warn("the port of before cannot be had; taking another", "port", port, "err", err)
+		if u.uplinks, err = n.newUplinks(exclude, n.cfg.Port); err == nil {
+			err = u.uplinks.Start(ctx)
+		}
+	}
+	n.port = u.uplinks.Port()
+	if err != nil {
+		return fmt.Errorf("listen on udp port %d: %w", n.cfg.Port, err)
+	}
+	return nil
+}
+
+// engineConfig adds what the engine is to know of the underlay.
+func (n *Node) engineConfig(c *engine.Config) {
+	u := &n.underlay
+	c.HubRelay, c.Relay = u.hubBind, n.cfg.Relay
+	if u.hub != nil {
+		c.WantHubRelay, c.WantTurn = u.hub.Want, u.turns.Want
+	}
+	c.PeerBind = func(p *dataplane.Peer) int {
+		return n.plane.AddBind(relay.NewPeer(netip.AddrPortFrom(p.Virtual4, 1), func(l int, to netip.AddrPort, b []byte) {
+			if other := n.plane.PeerAt(to.Addr()); other != nil {
+				n.plane.SendRelay(p, packet.Lane(l), other.ID, b)
+			}
+		}))
+	}
+	c.DropBind = n.plane.RemoveBind
+}
+
+func (n *Node) addSocket(b transport.Bind, up uplink.Uplink) int {
+	i := n.plane.AddBind(b)
+	if err := n.mux.SetSocket(i, stunSocket{n.plane, i, b.LocalAddr(), up.Name}); err != nil {
+		n.log.Warn("socket for ICE", "interface", up.Name, "err", err)
+	}
+	return i
+}
+
+func (n *Node) removeSocket(bind int) {
+	n.mux.RemoveSocket(bind)
+	n.plane.RemoveBind(bind)
+}
+
+// uplinksChanged tells engine, TURN and hub link of the sockets there are.
+func (n *Node) uplinksChanged(list []uplink.Bound) {
+	n.underlay.mu.Lock()
+	before := n.underlay.bounds
+	n.underlay.bounds = slices.Clone(list)
+	spent := n.spentLocked(time.Now())
+	n.underlay.mu.Unlock()
+	socks := make([]engine.Socket, 0, len(list))
+	var turns []relay.TurnUplink
+	redial := false
+	for _, b := range list {
+		s := engine.Socket{Name: b.Uplink.Name, Moved: b.Moved}
+		s.Local = path.Local{
+			Bind: b.Bind, Kind: path.Direct, Uplink: b.Uplink.Number, V4: b.V4, V6: b.V6, Fallback: b.Fallback,
+			Metered: b.Uplink.Rule.Metered, Spent: spent[b.Uplink.Name],
+		}
+		socks = append(socks, s)
+		if b.Moved {
+			redial = true
+			n.mux.FlushSocket(b.Bind)
+		}
+		if b.V4 && !b.Fallback {
+			turns = append(turns, relay.TurnUplink{Name: b.Uplink.Name, Number: b.Uplink.Number})
+		}
+	}
+	for _, b := range before {
+		redial = redial || !slices.ContainsFunc(list, func(o uplink.Bound) bool { return o.Bind == b.Bind })
+	}
+	redial = redial || len(before) > 0 && len(list) > len(before)
+	n.engine.SetUplinks(socks)
+	if n.underlay.turns != nil {
+		n.underlay.turns.SetUplinks(turns)
+	}
+	if r, ok := n.cfg.Hub.(interface{ Redial() }); ok && redial {
+		r.Redial() // its connection may have left by what is gone
+	}
+}
+
+// refused passes on that the system does not send to a peer.
+func (n *Node) refused(to dataplane.Path, why transport.Refusal) {
+	n.engine.Refused(to, why.TooBig())
+	if why.Unreachable() {
+		n.underlay.uplinks.Rescan()
+	}
+}
+
+// spentLocked says which interfaces have spent the day's budget.
+func (n *Node) spentLocked(now time.Time) map[string]bool {
+	out := make(map[string]bool)
+	for name, bytes := range n.usedLocked(now) {
+		for _, b := range n.underlay.bounds {
+			if r := b.Uplink.Rule; b.Uplink.Name == name && r.Budget > 0 && bytes >= r.Budget {
+				out[name] = true
+			}
+		}
+	}
+	return out
+}
+
+// usedLocked returns what went over each interface today.
+func (n *Node) usedLocked(now time.Time) map[string]uint64 {
+	day := snapshot.Day(now)
+	total := make(map[string]uint64)
+	for _, b := range n.underlay.bounds {
+		if b.Uplink.Name != "" {
+			tx, rx := n.plane.BindCounters(b.Bind)
+			total[b.Uplink.Name] += tx + rx
+		}
+	}
+	for name, bytes := range total {
+		u, known := n.underlay.spent[name]
+		if !known || u.day != day || bytes < u.base { // a new day, or another socket
+			if known && u.day == day {
+				u.before += u.base
+			} else {
+				u.before = 0
+			}
+			u.day, u.base = day, min(bytes, u.base)
+			if !known || u.before == 0 {
+				u.base = bytes
+			}
+			n.underlay.spent[name] = u
+		}
+		total[name] = u.before + bytes - u.base
+	}
+	return total
+}
+
+// watchBudgets tells the engine when an interface has spent its budget.
+func (n *Node) watchBudgets(ctx context.Context) {
+	if !slices.ContainsFunc(n.cfg.Uplinks, func(r UplinkRule) bool { return r.Budget > 0 }) {
+		return
+	}
+	t := time.NewTicker(budgetGap)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			n.underlay.mu.Lock()
+			spent := n.spentLocked(now)
+			numbers := make(map[uint8]bool)
+			for _, b := range n.underlay.bounds {
+				if b.Uplink.Number != 0 {
+					numbers[b.Uplink.Number] = spent[b.Uplink.Name]
+				}
+			}
+			n.underlay.mu.Unlock()
+			for number, is := range numbers {
+				n.engine.SetSpent(number, is)
+			}
+		}
+	}
+}
