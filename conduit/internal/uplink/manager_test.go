@@ -27,6 +27,7 @@ type fakeSystem struct {
 	links   []link
 	scanErr error
 	subs    int
+	scans   int
 	sub     *fakeEvents
 }
 
@@ -51,6 +52,7 @@ func (s *fakeSystem) binding() binding { return s.mode }
 func (s *fakeSystem) scan() ([]link, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.scans++
 	return slices.Clone(s.links), s.scanErr
 }
 
@@ -250,6 +252,29 @@ func TestLossAtOnceGainSettled(t *testing.T) {
 		}
 		if !slices.EqualFunc(r.Bounds(), r.lists[len(r.lists)-1], same) {
 			t.Error("Bounds differs from what Changed got")
+		}
+	})
+}
+
+// A storm of events costs a scan each few milliseconds, not each event.
+func TestStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sys := &fakeSystem{links: []link{{}, eth}}
+		r := newRig(t, sys, Config{})
+		stop := r.run(t)
+		defer stop()
+		sys.mu.Lock()
+		sys.scans = 0
+		sys.mu.Unlock()
+		for range 1000 {
+			sys.set(nil, link{}, eth)
+			time.Sleep(100 * time.Microsecond)
+		}
+		sleep(time.Second)
+		sys.mu.Lock()
+		defer sys.mu.Unlock()
+		if most := int(100*time.Millisecond/spacing + 100*time.Millisecond/settle + 3); sys.scans > most {
+			t.Errorf("%d scans for 1000 events in 100ms, want at most %d", sys.scans, most)
 		}
 	})
 }
