@@ -6,6 +6,8 @@ import (
 	"math/bits"
 	"slices"
 	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 )
 
 const (
@@ -196,15 +198,19 @@ func (q *quality) judge(lower time.Duration, now dur) (changed bool) {
 	return true
 }
 
-// score orders paths of the same rank: the less the better.
-func (p *path) score() dur {
+// score orders paths of the same class for a lane: the less the better. Those
+// that it uses stay unless others are clearly better, and so does the first.
+func (s *Set) score(p *path, lane packet.Lane) dur {
 	rtt := p.q.srtt
 	if rtt == 0 {
 		rtt = time.Second
 	}
 	sc := rtt + 2*p.q.rttvar + time.Duration(p.q.loss()*float64(500*time.Millisecond))
-	if p.used[0] || p.used[1] || p.used[2] {
-		sc -= sc/4 + 5*time.Millisecond // it stays unless another is clearly better
+	if p.used[lane] {
+		sc -= sc/4 + 5*time.Millisecond
+	}
+	if use := s.use[lane]; len(use) > 0 && use[0] == p {
+		sc -= sc.Abs()/4 + 5*time.Millisecond
 	}
 	return sc
 }

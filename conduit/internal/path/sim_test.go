@@ -121,7 +121,10 @@ func (w *world) b() *node { return w.nodes[1] }
 
 func (w *world) at(d time.Duration, do func()) {
 	w.n++
-	w.events = append(w.events, event{w.now.Add(d), w.n, do})
+	e := event{w.now.Add(d), w.n, do}
+	// The next one is the last.
+	i, _ := slices.BinarySearchFunc(w.events, e, func(a, b event) int { return cmp.Or(b.at.Compare(a.at), cmp.Compare(b.n, a.n)) })
+	w.events = slices.Insert(w.events, i, e)
 }
 
 // link returns the link between two sockets, one way; made of the default.
@@ -153,18 +156,13 @@ func (w *world) run(d time.Duration) {
 				next = at
 			}
 		}
-		ev := -1
-		for i, e := range w.events {
-			if ev < 0 || cmp.Or(e.at.Compare(w.events[ev].at), cmp.Compare(e.n, w.events[ev].n)) < 0 {
-				ev = i
-			}
-		}
+		ev := len(w.events) - 1
 		if ev >= 0 && (next.IsZero() || !w.events[ev].at.After(next)) {
 			e := w.events[ev]
 			if e.at.After(end) {
 				break
 			}
-			w.events = slices.Delete(w.events, ev, ev+1)
+			w.events = w.events[:ev]
 			w.now = maxTime(w.now, e.at)
 			e.do()
 		} else {

@@ -134,7 +134,7 @@ func (s *Set) sort(lane packet.Lane) []*path {
 	s.order = s.order[:0]
 	for _, p := range s.paths {
 		if p.state == StateValid || p.state == StateSuspect {
-			p.class, p.sc = s.class(p, lane), p.score()
+			p.class, p.sc = s.class(p, lane), s.score(p, lane)
 			s.order = append(s.order, p)
 		}
 	}
