@@ -84,6 +84,9 @@ func TestForgedOffer(t *testing.T) {
 		"longer body":             {func(*pair, *identity.Keys, *identity.Keys, [][]byte) lie { return lie{trailing: true} }, "offer body"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "suite that A lacks" {
+				needChaCha(t)
+			}
 			p := newPair(t, func(lo, _ *session.Config) { lo.Suites = lo.Suites[:1] })
 			ghost, chain := p.stranger(p.ca)
 			p.lo.connect(p.now)

@@ -140,6 +140,7 @@ func idBytes(k *identity.Keys) []byte { id := k.ID(); return id[:] }
 // The code still computes the handshake of the file: the same confirm from the
 // same offer, the same keys. Deployed nodes would not understand another.
 func TestGoldenHandshake(t *testing.T) {
+	needChaCha(t)
 	const file = "testdata/bx1.txt"
 	if *update {
 		if err := os.MkdirAll("testdata", 0o755); err != nil {

@@ -91,6 +91,7 @@ func written(t *testing.T, file string, g func(*testing.T) *golden) *golden {
 
 // The code still computes the rekey of the file.
 func TestGoldenRekey(t *testing.T) {
+	needChaCha(t)
 	g := written(t, "testdata/rekey.txt", makeRekeyGolden)
 	eph, err := fips.NewX25519PrivateKey(g.values["i.ephemeral"])
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
-	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
 
 // R1 is repeated, more and more seldom, and answered with the same bytes each time.
@@ -251,7 +250,7 @@ func TestRekeyGlare(t *testing.T) {
 // So many packets ask for new keys at any age, but for one second.
 func TestRekeyPackets(t *testing.T) {
 	r := newRekeyPair(t, nil)
-	limit := session.RekeyPackets(wire.SuiteChaCha)
+	limit := session.RekeyPackets(suites()[0])
 	r.a.r.Sent(r.a.send, limit-1, r.now)
 	r.a.r.Sent(r.a.send+99, limit, r.now) // other keys
 	if r.a.collect(t); !r.a.r.NextTick().Equal(r.now.Add(session.RekeyAfter)) {

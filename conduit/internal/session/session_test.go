@@ -90,7 +90,7 @@ func newPair(t testing.TB, change func(lo, hi *session.Config)) *pair {
 				}
 				return nil
 			},
-			PSKEpoch: 1, Suites: []wire.Suite{wire.SuiteChaCha, wire.SuiteAES},
+			PSKEpoch: 1, Suites: suites(),
 			NewICE: func() wire.ICE { n++; return wire.ICE{Ufrag: fmt.Sprintf("u%d-%d", i, n), Pwd: "p"} },
 		}}
 	}
@@ -205,7 +205,7 @@ func TestHandshake(t *testing.T) {
 			if p.lo.m.Connecting() || p.hi.m.Connecting() {
 				t.Error("an end still wants a session")
 			}
-			if s := p.lo.est[len(p.lo.est)-1].Secrets.Suite; s != wire.SuiteChaCha {
+			if s := p.lo.est[len(p.lo.est)-1].Secrets.Suite; s != suites()[0] {
 				t.Errorf("suite = %v", s)
 			}
 		})
