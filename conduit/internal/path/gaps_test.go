@@ -209,3 +209,27 @@ func TestOutageIsNoLoss(t *testing.T) {
 		}
 	}
 }
+
+// A path that the kernel refuses is dead at once where another is valid, and in
+// doubt where none is.
+func TestLost(t *testing.T) {
+	s, now := settledBond(t)
+	one, two := ID{1, ap1}, ID{2, ap2}
+	s.Lost(ID{1, ap2}, now) // never answered
+	s.Lost(ID{7, ap1}, now) // unknown
+	if s.byID[ID{1, ap2}].state == StateSuspect || len(s.paths) != 4 {
+		t.Error("a path that was not valid changed")
+	}
+	s.Lost(one, now)
+	if got := s.byID[one].state; got != StateDead {
+		t.Errorf("%s, want dead", got)
+	}
+	s.Lost(two, now)
+	if got := s.byID[two].state; got != StateSuspect {
+		t.Errorf("%s, want suspect", got)
+	}
+	s.Lost(two, now)
+	if !s.Usable() {
+		t.Error("the last one ended")
+	}
+}

@@ -48,9 +48,6 @@ func (s *Set) alive(p *path) {
 	p.proven, p.answers, p.missed = true, 0, 0
 	s.enter(p, StateValid)
 	s.survey()
-	if s.haveDirect && p.kind == Direct && !p.local.Fallback {
-		s.upgradeAt = s.now + upgradeGap
-	}
 	p.m.confirm(s.now)
 	s.supersede(p)
 }

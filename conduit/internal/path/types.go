@@ -21,8 +21,16 @@
 //	                  ▲───────────────┘
 //
 // A valid path that is silent although it was asked becomes suspect; while one
-// in use is suspect, Critical goes everywhere. StateDead paths are asked now and
+// in use is suspect, Critical goes everywhere. Dead paths are asked now and
 // then, and are valid again after three answers.
+//
+// # Driving a Set
+//
+// SetLocals comes first, then AddPath for what is known and AddRemote for the
+// candidates. Before each Tick, tell Heard the newest packet that came on each
+// path of IDs; after each call of anything, do what Ready returns. Skip a peer
+// without a session, since nobody can answer, and Wake its Set when it has one
+// again.
 package path
 
 import (
