@@ -237,7 +237,7 @@ func TestRelayed(t *testing.T) {
 	r.d.Add(far.sess)
 	relay := r.sess.Peer
 	r.d.cfg.Relayed = func(by *Peer, from identity.PeerID) (Path, bool) {
-		return via, by == relay && from == far.sess.Peer.ID
+		return via, by == relay && from != identity.PeerID{7}
 	}
 	wrap := func(id identity.PeerID, b []byte) []byte { return append(id[:], b...) }
 	send := func(lane packet.Lane, body []byte) {
@@ -254,6 +254,7 @@ func TestRelayed(t *testing.T) {
 		t.Errorf("delivered %x", got)
 	}
 	for name, b := range map[string][]byte{
+		"a sender that may not":              wrap(identity.PeerID{7}, far.from(wire.TypeData, packet.Bulk, inner)),
 		"a sender that is not the session's": wrap(identity.PeerID{8}, far.from(wire.TypeData, packet.Bulk, inner)),
 		"a relay in it":                      wrap(identity.PeerID{9}, far.from(wire.TypeRelay, packet.Bulk, wrap(identity.PeerID{9}, far.from(wire.TypeData, packet.Bulk, inner)))),
 	} {

@@ -195,8 +195,8 @@ func TestLanesChooseTheirPaths(t *testing.T) {
 		b.sent = make(chan []byte, 64)
 		b.cut.Store(true)
 	}
-	p.a.d.Track(p.a.peer, p.paths)
 	p.a.d.SetWays(p.a.peer, &Ways{Critical: p.paths[:2], Telemetry: p.paths[2:], Bulk: p.paths})
+	p.a.d.Track(p.a.peer, p.paths)
 	p.a.dev.in <- numbered(1, 20)
 	x, y := <-p.ab[0].sent, <-p.ab[1].sent
 	if !bytes.Equal(x, y) {
