@@ -188,15 +188,22 @@ func TestCourierQueue(t *testing.T) {
 		t.Errorf("%d messages are repeated, want the candidates", ps.sent[0])
 	}
 	// An answer of another, or from elsewhere, is none.
-	ps = newPosts(t, 3)
+	ps = newPosts(t, 4)
 	a, b, other = ps.all[0], ps.all[1], ps.all[2]
 	ps.send(a, b, body(1, 60))
+	ps.send(a, ps.all[3], body(1, 60))
 	ps.send(other, a, body(2, 60))
+	a.c.Forget(ps.all[2].keys.ID()) // nothing to forget
 	ps.run()
 	if len(a.got) != 1 || a.c.NextTick().IsZero() {
 		t.Error("the answer of another ended the repetition")
 	}
+	ways := session.Ways(a.c)
 	a.c.Forget(b.keys.ID())
+	if session.Ways(a.c) != ways-1 {
+		t.Errorf("%d ways of %d after Forget", session.Ways(a.c), ways)
+	}
+	a.c.Forget(ps.all[3].keys.ID())
 	if !a.c.NextTick().IsZero() || session.Ways(a.c) != 1 {
 		t.Errorf("after Forget: next tick %v, %d ways", a.c.NextTick(), session.Ways(a.c))
 	}
