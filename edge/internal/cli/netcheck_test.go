@@ -85,6 +85,17 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+func TestFit(t *testing.T) {
+	for _, tc := range []struct {
+		height int
+		want   string
+	}{{0, "1\n2\n3\n4\n"}, {5, "1\n2\n3\n4\n"}, {4, "1\n2\n… and 2 lines more\n"}, {3, "1\n… and 3 lines more\n"}} {
+		if got := fit("1\n2\n3\n4\n", tc.height); got != tc.want {
+			t.Errorf("fit to %d = %q, want %q", tc.height, got, tc.want)
+		}
+	}
+}
+
 func TestFormat(t *testing.T) {
 	for f, want := range map[float64]string{0: "-", 0.0001: "-", 0.0005: "0.1 %", 0.034: "3.4 %", 0.0994: "9.9 %", 0.0995: "10 %", 0.5: "50 %", 1: "100 %"} {
 		if got := share(f); got != want {

@@ -90,7 +90,7 @@ func (a *App) watch(ctx context.Context, tick <-chan time.Time, show func(contex
 			return err
 		}
 		// Over the old text rather than after clearing it, which would flicker.
-		frame := home + strings.ReplaceAll(text, "\n", toLineEnd+"\n") + toEnd
+		frame := home + strings.ReplaceAll(fit(text, lines(a.Stdout)), "\n", toLineEnd+"\n") + toEnd
 		if _, err := a.Stdout.Write([]byte(frame)); err != nil {
 			return err
 		}
@@ -100,6 +100,16 @@ func (a *App) watch(ctx context.Context, tick <-chan time.Time, show func(contex
 			return nil
 		}
 	}
+}
+
+// fit cuts what a terminal of so many lines could not show without scrolling; 0 lines
+// are as many as wanted. The cursor stands on the last one.
+func fit(text string, height int) string {
+	all := strings.SplitAfter(strings.TrimSuffix(text, "\n"), "\n")
+	if height < 3 || len(all) < height {
+		return text
+	}
+	return strings.Join(all[:height-2], "") + fmt.Sprintf("… and %d lines more\n", len(all)-height+2)
 }
 
 // pathsText shows the paths to one peer, or to all.

@@ -75,7 +75,7 @@ func (a *App) status(c *cli.Context) error {
 	}
 	if !st.Hub.Connected {
 		fmt.Fprintf(a.Stderr, "bauxite: %s no link to the hub: %s\n", a.paint(a.Stderr, yellow, "warning:"), oneLine(orElse(st.Hub.Error, "not connected yet")))
-		fmt.Fprintln(a.Stderr, "bauxite: hint: traffic between connected peers goes on, known peers connect by themselves; the node keeps trying")
+		fmt.Fprintln(a.Stderr, "bauxite: hint: traffic between connected peers goes on and known peers connect; the node keeps trying")
 	}
 	return nil
 }
