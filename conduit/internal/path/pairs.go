@@ -36,6 +36,8 @@ const (
 	maxLocals = 64
 	// movedFor is how long probes tell of a change of address.
 	movedFor = 5 * time.Second
+	// movedSlack is how much later packets from the old address may come.
+	movedSlack = 50 * time.Millisecond
 	// leftFor is for how long the socket of an uplink may be missing to be replaced.
 	leftFor = 10 * time.Second
 	// forget is how long a path that nobody names any more is kept after it died.

@@ -421,7 +421,7 @@ func (s *Set) supersede(p *path) {
 		return
 	}
 	for _, o := range s.paths {
-		if o != p && o.remoteUplink == p.remoteUplink && o.heard < p.movedIn && (o.movedIn == 0 || s.now-o.movedIn > movedFor) &&
+		if o != p && o.remoteUplink == p.remoteUplink && o.heard < p.movedIn+movedSlack && (o.movedIn == 0 || s.now-o.movedIn > movedFor) &&
 			(o.state == StateValid || o.state == StateSuspect) {
 			o.answers = 0
 			s.enter(o, StateDead)

@@ -153,3 +153,31 @@ func TestTurnBond(t *testing.T) {
 		t.Errorf("kind %s of a relayed candidate", st.Kind)
 	}
 }
+
+// A path that was in doubt is preferred again when it answered for two seconds,
+// though it is by far the best.
+func TestPreferredAgainLater(t *testing.T) {
+	w := bond(t, 6)
+	w.both(ap(a2), ap(b2), func(l *link) { l.delay = 60 * time.Millisecond })
+	a := w.a()
+	w.run(5 * time.Second)
+	fast, slow := ID{1, ap(b1)}, ID{2, ap(b2)}
+	if a.ways.Telemetry[0] != fast {
+		t.Fatalf("ways %s", waysString(a.ways))
+	}
+	w.both(ap(a1), ap(b1), func(l *link) { l.block = true })
+	w.run(400 * time.Millisecond)
+	if a.ways.Telemetry[0] != slow {
+		t.Fatalf("ways %s", waysString(a.ways))
+	}
+	w.both(ap(a1), ap(b1), func(l *link) { l.block = false })
+	heal := w.now
+	w.run(6 * time.Second)
+	d, ok := a.firstChange(heal, func(w *Ways) bool { return w.Telemetry[0] == fast })
+	if !ok || d < settleFor || d > settleFor+200*time.Millisecond {
+		t.Errorf("preferred again after %v (%v), want 2s", d, ok)
+	}
+	if d, ok = a.firstChange(heal, func(w *Ways) bool { return len(w.Bulk) == 2 }); !ok || d > time.Second {
+		t.Errorf("flows again after %v (%v), want 1s", d, ok)
+	}
+}
