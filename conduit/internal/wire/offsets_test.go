@@ -146,3 +146,30 @@ func TestBounds(t *testing.T) {
 		}
 	}
 }
+
+// What every handshake message starts with, and what has one length only.
+func TestFixed(t *testing.T) {
+	head := append([]byte{byte(MsgKnock), MsgVersion}, make([]byte, SIDLen)...)
+	head[2] = 7
+	if mt, sid, err := ParseMsgHeader(head); err != nil || mt != MsgKnock || sid != (SID{7}) {
+		t.Errorf("header: %v %v %v", mt, sid, err)
+	}
+	if _, _, err := ParseMsgHeader(head[:MsgHeaderLen-1]); err == nil {
+		t.Error("a short header: accepted")
+	}
+	for _, v := range []byte{0, MsgVersion + 1} {
+		head[1] = v
+		if _, _, err := ParseMsgHeader(head); err == nil {
+			t.Errorf("version %d: accepted", v)
+		}
+	}
+	var p PathChallenge
+	if err := p.Parse([]byte("8 bytes!")); err != nil || string(p[:]) != "8 bytes!" {
+		t.Errorf("challenge: %q, %v", p, err)
+	}
+	for _, n := range []int{0, 7, 9} {
+		if p.Parse(make([]byte, n)) == nil {
+			t.Errorf("a challenge of %d bytes: accepted", n)
+		}
+	}
+}
