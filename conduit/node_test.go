@@ -19,6 +19,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit"
 	"github.com/bauxite-mesh/bauxite/conduit/conduittest"
+	"github.com/bauxite-mesh/bauxite/conduit/fips"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/policy"
 	"github.com/bauxite-mesh/bauxite/conduit/tun"
@@ -74,7 +75,7 @@ func TestStatusAndCounters(t *testing.T) {
 	eventually(t, "a round-trip time", func() bool { return status(t, m.Node(0)).Peers[0].Path.RTT > 0 })
 	st := status(t, m.Node(0))
 	p := st.Peers[0]
-	if p.Name != "node1" || p.State != "connected" || p.Path.Type != "direct" || p.Path.Remote == "" || p.Cipher != "chacha20poly1305" || !p.Online {
+	if p.Name != "node1" || p.State != "connected" || p.Path.Type != "direct" || p.Path.Remote == "" || p.Cipher != cipherOf("chacha20poly1305") || !p.Online {
 		t.Errorf("peer = %+v", p)
 	}
 	if !st.Hub.Connected || st.Node.Virtual4 != "10.66.0.1" || st.Policy.Version != 1 {
@@ -248,14 +249,22 @@ func TestAddressesOfCertificate(t *testing.T) {
 	}
 }
 
+// cipherOf is the cipher that a setting gives in this build.
+func cipherOf(setting string) string {
+	if fips.Only() {
+		return "aes256gcm-fips"
+	}
+	return setting
+}
+
 func TestCiphers(t *testing.T) {
 	m := conduittest.NewMesh(t, 2)
 	for i := range 2 {
 		m.Restart(t, i, func(c *conduit.Config) { c.Cipher = "aes256gcm" })
 	}
 	exchange(t, m, 0, 1, "aes")
-	if c := status(t, m.Node(0)).Peers[0].Cipher; c != "aes256gcm" {
-		t.Errorf("cipher = %q, want aes256gcm", c)
+	if c, want := status(t, m.Node(0)).Peers[0].Cipher, cipherOf("aes256gcm"); c != want {
+		t.Errorf("cipher = %q, want %q", c, want)
 	}
 }
 

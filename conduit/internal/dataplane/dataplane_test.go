@@ -132,7 +132,7 @@ func newRig(t testing.TB) *rig {
 	})
 	r.peer = &Peer{ID: idB, Rules: pol.Peer(idB), Virtual4: addrB}
 	r.d.SetRoutes(map[netip.Addr]*Peer{addrB: r.peer})
-	ours, theirs := &session.Secrets{Suite: wire.SuiteChaCha}, &session.Secrets{Suite: wire.SuiteChaCha}
+	ours, theirs := &session.Secrets{Suite: testSuite}, &session.Secrets{Suite: testSuite}
 	for l := range packet.NumLanes {
 		_, _ = rand.Read(ours.Send[l].Key[:])
 		_, _ = rand.Read(ours.Recv[l].Key[:])
@@ -268,7 +268,7 @@ func TestStale(t *testing.T) {
 	r.sess.SetPath(&Path{Remote: outerB})
 	r.d.Activate(r.peer, r.sess)
 	m := <-r.bind.out
-	if got := len(m.Buf) - wire.Overhead; got != 48 {
+	if got := len(m.Buf) - grown; got != 48 {
 		t.Errorf("sent a packet of %d bytes, want the fresh one of 48", got)
 	}
 	if n := r.tx(TxStale); n != 1 {

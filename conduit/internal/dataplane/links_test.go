@@ -167,7 +167,7 @@ func TestBindsComeAndGo(t *testing.T) {
 	if tx, rx := p.a.d.BindCounters(p.paths[0].Bind); tx != 0 || rx != 0 {
 		t.Errorf("a bind that is gone counts %d and %d", tx, rx)
 	}
-	size := uint64(len(numbered(0, 20)) + wire.Overhead)
+	size := uint64(len(numbered(0, 20)) + grown)
 	if tx, _ := p.a.d.BindCounters(p.paths[1].Bind); tx != 2*size {
 		t.Errorf("sent %d bytes, want %d", tx, 2*size)
 	}
@@ -191,7 +191,7 @@ func TestBindsComeAndGo(t *testing.T) {
 	}
 	until(t, "its bytes are counted", func() bool {
 		_, rx := p.b.d.BindCounters(i)
-		return rx == 40
+		return rx == uint64(8+grown)
 	})
 	_ = p.a.d.Close()
 	late := newFakeBind()

@@ -33,7 +33,7 @@ func tcpSYN(src, dst netip.Addr) []byte {
 	return b
 }
 
-const testMTU = 1232 // of datagrams: 1200 inside
+var testMTU = 1200 + grown // of datagrams
 
 func newSmall(t *testing.T) *pair {
 	p := newPair(t, 1)

@@ -268,7 +268,7 @@ func TestTrack(t *testing.T) {
 	r.d.Track(r.peer, []Path{known})
 	from(wire.TypePathResponse, pong, outerB)
 	<-r.ctl
-	if c := r.peer.Paths(); len(c) != 1 || c[0].Path != known || c[0].RxPackets != 1 || c[0].RxBytes != 40 || c[0].LastRecv == 0 {
+	if c := r.peer.Paths(); len(c) != 1 || c[0].Path != known || c[0].RxPackets != 1 || c[0].RxBytes != uint64(8+grown) || c[0].LastRecv == 0 {
 		t.Errorf("counters = %+v", c)
 	}
 	other := Path{Remote: outerA}
