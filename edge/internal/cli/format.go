@@ -91,6 +91,13 @@ func count(n uint64) string {
 	return fmt.Sprintf("%.4gM", float64(n)/1e6)
 }
 
+func plural(n uint64, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return count(n) + " " + what + "s"
+}
+
 // size writes bytes with decimal units, at most seven characters.
 func size(n uint64) string {
 	if n < 1000 {

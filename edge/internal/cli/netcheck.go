@@ -49,7 +49,8 @@ type netReport struct {
 	Daemon  bool        `json:"daemon"`
 	Hub     netHub      `json:"hub"`
 	Uplinks []netUplink `json:"uplinks"`
-	// UDP is works, blocked or unknown, which it is without STUN servers.
+	// UDP is works, blocked or unknown, which it is without STUN servers. It works
+	// where a server answers or packets reach a peer.
 	UDP string `json:"udp"`
 	// NAT is the worst of all interfaces.
 	NAT string `json:"nat,omitempty"`
@@ -57,6 +58,8 @@ type netReport struct {
 	TURN     *netTURN  `json:"turn"`
 	HubRelay *netRelay `json:"hub_relay"`
 	MTU      netMTU    `json:"mtu"`
+
+	udpPaths int // to peers, that carry
 }
 
 type netHub struct {
@@ -193,6 +196,9 @@ func (r *netReport) askDaemon(ctx context.Context, cl *local.Client, raw []byte)
 	}
 	for _, p := range st.Peers {
 		for _, w := range p.Paths {
+			if w.Carries() && w.Kind == "direct" {
+				r.udpPaths++
+			}
 			if w.MTU > 0 && w.Carries() {
 				if r.MTU.PathMin == 0 || w.MTU < r.MTU.PathMin {
 					r.MTU.PathMin = w.MTU
@@ -306,6 +312,9 @@ func (r *netReport) judge(servers []string) {
 		warn("config.toml names no STUN servers, so nothing can be said about UDP and NAT")
 	case answered > 0:
 		r.UDP = "works"
+	case r.udpPaths > 0:
+		r.UDP = "works"
+		warn("peers are reached by UDP, but no STUN server answers: they are away")
 	default:
 		r.UDP = "blocked"
 		problem("UDP is blocked, or no STUN server is reachable")

@@ -33,6 +33,7 @@ func TestJudge(t *testing.T) {
 		{"Symmetric", netReport{Hub: netHub{Reachable: true}, Uplinks: []netUplink{seen(netcheck.Symmetric), seen(netcheck.None)}}, stun, "works", "symmetric", "", "a symmetric NAT: "},
 		{"OneSilent", netReport{Hub: netHub{Reachable: true}, Uplinks: []netUplink{seen(netcheck.None), silent}}, stun, "works", "none", "", "wwan0: no STUN server answers 10.0.0.1:5"},
 		{"Blocked", netReport{Hub: netHub{Reachable: true}, Uplinks: []netUplink{silent}, HubRelay: &netRelay{Available: true}}, stun, "blocked", "", "UDP is blocked", "the hub carries all traffic meanwhile"},
+		{"NoSTUN", netReport{Hub: netHub{Reachable: true}, Uplinks: []netUplink{silent}, udpPaths: 1}, stun, "works", "", "", "peers are reached by UDP"},
 		{"NoUplink", netReport{Hub: netHub{Reachable: true}}, stun, "unknown", "", "no interface", ""},
 		{"NoServers", netReport{Hub: netHub{Reachable: true}, Uplinks: []netUplink{silent}}, nil, "unknown", "", "", "names no STUN servers"},
 		{"NoHub", netReport{Hub: netHub{Error: "boom"}, Uplinks: []netUplink{seen(netcheck.None)}}, stun, "works", "none", "the hub is not reachable: boom", ""},

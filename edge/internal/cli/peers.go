@@ -128,10 +128,22 @@ func (a *App) writePaths(b *strings.Builder, p *local.Peer) {
 		}
 		return cell
 	})
-	for _, w := range p.Paths {
-		if w.Reason != "" {
-			fmt.Fprintf(b, "  %s: %s\n", strings.TrimSuffix(w.Kind+" "+remote(&w, 64), " -"), oneLine(w.Reason))
+	carries := slices.ContainsFunc(p.Paths, func(w local.Way) bool { return w.Carries() })
+	for i := range p.Paths {
+		// Of what is in use there is nothing to explain, and while something carries
+		// nobody asks after what does not.
+		w := &p.Paths[i]
+		if w.Reason == "" || len(w.Lanes) > 0 || carries && !w.Carries() {
+			continue
 		}
+		name := w.Kind
+		if w.Uplink != "" {
+			name += " via " + w.Uplink
+		}
+		if r := remote(w, 64); r != "-" {
+			name += " to " + r
+		}
+		fmt.Fprintf(b, "  %s: %s\n", name, oneLine(w.Reason))
 	}
 }
 
@@ -142,10 +154,10 @@ func keys(k *local.Keys) string {
 	}
 	s := "keys " + span(max(time.Since(k.Since), 0)) + " old"
 	if k.Rekeys > 0 {
-		s += fmt.Sprintf(", %d in-band rekeys", k.Rekeys)
+		s += ", " + plural(k.Rekeys, "in-band rekey")
 	}
 	if k.Handshakes > 0 {
-		s += fmt.Sprintf(", %d handshakes", k.Handshakes)
+		s += ", " + plural(k.Handshakes, "handshake")
 	}
 	return s
 }
