@@ -77,7 +77,7 @@ func (ps *posts) run() (n int) {
 				}
 				ps.sent[d.B[15]]++
 				for _, to := range ps.all {
-					if to.at != d.To.Remote || ps.lose != nil && ps.lose(p, to, d.B) {
+					if to.at != netip.AddrPortFrom(d.To.Remote.Addr().Unmap(), d.To.Remote.Port()) || ps.lose != nil && ps.lose(p, to, d.B) {
 						continue
 					}
 					_ = ps.receive(p.at, to, d.B)

@@ -57,6 +57,9 @@ func host(a netip.Addr) netip.Addr {
 	return a
 }
 
+// plain is an address without the prefix that some sockets give IPv4.
+func plain(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
 // hello answers a HELLO with a cookie, in as many bytes.
 func (c *Courier) hello(from Addr, b []byte) error {
 	if len(b) != helloLen {
@@ -80,7 +83,7 @@ func (c *Courier) gotCookie(from Addr, b []byte, now time.Time) error {
 	token, cookie := [cookieLen]byte(b[wire.HeaderLen:]), [cookieLen]byte(b[wire.HeaderLen+cookieLen:])
 	for k, w := range c.ways {
 		// Only the remote address counts: an answer may reach another of our sockets.
-		if w.token != token || w.asked.IsZero() || now.Sub(w.asked) >= helloLife || k.addr.Remote != from.Remote {
+		if w.token != token || w.asked.IsZero() || now.Sub(w.asked) >= helloLife || plain(k.addr.Remote) != plain(from.Remote) {
 			continue
 		}
 		w.cookie, w.got, w.asked = cookie, now, time.Time{}
@@ -113,16 +116,17 @@ func (c *Courier) piece(from Addr, b []byte, now time.Time) (peer identity.PeerI
 	if err := f.Parse(b[wire.HeaderLen:end1]); err != nil {
 		return peer, nil, err
 	}
-	this := delivery{from.Remote, f.ID}
+	remote := plain(from.Remote)
+	this := delivery{remote, f.ID}
 	if slices.Contains(c.delivered, this) {
 		return peer, nil, undelivered("copy")
 	}
 	msg := f.Data
 	if f.Count > 1 {
-		a := c.assembly(from.Remote, now)
+		a := c.assembly(remote, now)
 		msg, err = a.pieces.Add(b[wire.HeaderLen:end1])
 		if err != nil || msg != nil {
-			delete(c.assemblies, from.Remote)
+			delete(c.assemblies, remote)
 		}
 		if err != nil || msg == nil {
 			return peer, nil, err
@@ -142,7 +146,7 @@ func (c *Courier) piece(from Addr, b []byte, now time.Time) (peer identity.PeerI
 	w := c.way(wayKey{peer, from}, now)
 	w.cookie, w.got = [cookieLen]byte(msg[32:]), now
 	body = slices.Clone(msg[courierHeader:])
-	c.answered(peer, from.Remote)
+	c.answered(peer, remote)
 	return peer, body, nil
 }
 
@@ -184,6 +188,6 @@ func (c *Courier) assembly(from netip.AddrPort, now time.Time) *assembly {
 func (c *Courier) answered(peer identity.PeerID, from netip.AddrPort) {
 	c.outgoing = slices.DeleteFunc(c.outgoing, func(o *outgoing) bool {
 		return o.peer == peer && wire.MsgType(o.body[0]) != wire.MsgCandidates &&
-			slices.ContainsFunc(o.sent, func(a Addr) bool { return a.Remote == from })
+			slices.ContainsFunc(o.sent, func(a Addr) bool { return plain(a.Remote) == from })
 	})
 }

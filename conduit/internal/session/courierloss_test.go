@@ -140,9 +140,22 @@ func TestCourierAddresses(t *testing.T) {
 		t.Error("a cookie after 5 s: taken")
 	}
 	ps.now = late.Add(5*time.Second - 1)
-	if err := ps.receive(b.at, a, cookie); err != nil || len(a.c.Ready()) != 1 {
+	mapped := netip.AddrPortFrom(netip.AddrFrom16(b.at.Addr().As16()), b.at.Port())
+	if err := ps.receive(mapped, a, cookie); err != nil || len(a.c.Ready()) != 1 {
 		t.Errorf("cookie: %v", err)
 	}
+	ps.send(b, a, body(2, 60)) // and so is the answer's
+	ps.lose = func(_, to *post, d []byte) bool {
+		if to == a {
+			_ = ps.receive(mapped, to, d)
+		}
+		return to == a
+	}
+	ps.run()
+	if len(a.got) != 1 || !a.c.NextTick().IsZero() {
+		t.Errorf("%d answers, next tick %v", len(a.got), a.c.NextTick())
+	}
+	ps.lose = nil
 	if err := ps.receive(b.at, a, cookie); err == nil {
 		t.Error("a cookie twice: taken")
 	}
