@@ -233,3 +233,23 @@ func TestLost(t *testing.T) {
 		t.Error("the last one ended")
 	}
 }
+
+// A path that is known to be good goes before what is only a candidate.
+func TestAddPathGoesFirst(t *testing.T) {
+	s, now := New(Config{}), start
+	s.SetLocals([]Local{udp(1, 1)}, now)
+	s.AddRemote(ap(b1), "host", now)
+	s.AddRemote(ap(b2), "host", now)
+	good := ID{1, ap(b2)}
+	if s.IDs()[0] == good {
+		t.Fatal("it is the first already")
+	}
+	s.AddPath(good, now)
+	if p, _, _ := ready(s); p[0].ID != good || len(p) != 2 {
+		t.Errorf("probed %v first", p[0].ID)
+	}
+	s.ResetRemotes(now)
+	if l := s.IDs(); len(l) != 1 || l[0] != good {
+		t.Errorf("%v left, want what was added", l)
+	}
+}

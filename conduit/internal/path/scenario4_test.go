@@ -77,7 +77,7 @@ func TestOneSidedBond(t *testing.T) {
 	if !slices.Equal(a.ways.Critical, []ID{wifi, cell}) || !slices.Equal(a.ways.Bulk, []ID{wifi}) || !a.set.bond {
 		t.Errorf("ways %s", waysString(a.ways))
 	}
-	if !slices.Equal(b.ways.Critical, []ID{{1, ap(a1)}, {1, ap(a2)}}) {
+	if !slices.Equal(b.ways.Critical, []ID{{1, ap(a1)}, {1, ap(a2)}}) || !b.set.bond {
 		t.Errorf("the peer's ways %s, want both uplinks of the robot", waysString(b.ways))
 	}
 	cut := w.now
