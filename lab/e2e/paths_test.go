@@ -40,13 +40,17 @@ func whole(t *testing.T, what string, d *probe.Delivery) {
 func TestPathsNAT(t *testing.T) {
 	t.Parallel()
 	none, full, port, sym := paths.NATs[0], paths.NATs[1], paths.NATs[2], paths.NATs[3]
-	m, err := paths.NewMatrix(within(t, time.Minute), netns.New(t), paths.Bauxite(build.ForTest(t)), paths.NATs...)
+	m, err := paths.NewMatrix(within(t, time.Minute), netns.New(t), paths.Bauxite(build.ForTest(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, cell := range [][2]string{{port, port}, {full, sym}, {none, sym}, {sym, port}, {sym, sym}} {
 		t.Run(cell[0]+" and "+cell[1], func(t *testing.T) {
-			c, err := m.Meet(within(t, time.Minute), cell[0], cell[1])
+			meeting, err := m.Prepare(within(t, startTime), cell[0], cell[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := meeting.Meet(within(t, time.Minute))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -22,45 +22,48 @@ func Direct(a, b string) bool {
 	return (a != sym || !hard(b)) && (b != sym || !hard(a))
 }
 
-// Matrix is a hub, and two nodes behind each kind of NAT.
+// Matrix is a hub with pairs of robots behind NATs.
 type Matrix struct {
 	w     *world
-	nodes [2]map[string]*fleet.Node
+	pairs int
 }
 
-// NewMatrix makes the hosts behind the named NATs, and makes them members.
-func NewMatrix(ctx context.Context, lab *netns.Lab, sys System, kinds ...string) (*Matrix, error) {
+// NewMatrix makes the hub.
+func NewMatrix(ctx context.Context, lab *netns.Lab, sys System) (*Matrix, error) {
 	w, err := newWorld(ctx, lab, sys, leg)
-	if err != nil {
-		return nil, err
-	}
-	m := &Matrix{w: w}
-	short := map[string]string{NATs[0]: "none", NATs[1]: "full", NATs[2]: "port", NATs[3]: "sym"}
-	natKind := map[string]netns.NATKind{
-		NATs[1]: netns.EndpointIndependent, NATs[2]: netns.PortRestricted, NATs[3]: netns.Symmetric,
-	}
-	for side := range m.nodes {
-		m.nodes[side] = map[string]*fleet.Node{}
-		for _, kind := range kinds {
-			name := fmt.Sprintf("%s-%c", short[kind], 'a'+side)
-			var h *netns.Host
-			if kind == "none" {
-				h = w.wan.Host(name, leg)
-			} else {
-				box := lab.NAT(name+"-box", netns.NATConfig{Kind: natKind[kind], Upstream: w.wan, Link: leg})
-				h = box.Host(name, netns.Link{PerPacket: true})
-			}
-			n, err := w.join(ctx, h)
-			if err == nil {
-				err = copyHome(n.Home, n.Home+".new")
-			}
-			if err != nil {
-				return nil, err
-			}
-			m.nodes[side][kind] = n
+	return &Matrix{w: w}, err
+}
+
+// Meeting is a pair of robots that are members and have not run yet.
+type Meeting struct {
+	a, b  string
+	nodes [2]*fleet.Node
+}
+
+// Prepare makes two robots behind such NATs. Each meeting has its own: a node that
+// starts again and again is asked by the hub to wait.
+func (m *Matrix) Prepare(ctx context.Context, a, b string) (Meeting, error) {
+	t := Meeting{a: a, b: b}
+	m.pairs++
+	for side, kind := range []string{a, b} {
+		name := fmt.Sprintf("robot%d%c", m.pairs, 'a'+side)
+		var h *netns.Host
+		if kind == NATs[0] {
+			h = m.w.wan.Host(name, leg)
+		} else {
+			box := m.w.lab.NAT(name+"-nat", netns.NATConfig{Kind: natKinds[kind], Upstream: m.w.wan, Link: leg})
+			h = box.Host(name, netns.Link{PerPacket: true})
+		}
+		var err error
+		if t.nodes[side], err = m.w.join(ctx, h); err != nil {
+			return t, err
 		}
 	}
-	return m, nil
+	return t, nil
+}
+
+var natKinds = map[string]netns.NATKind{
+	NATs[1]: netns.EndpointIndependent, NATs[2]: netns.PortRestricted, NATs[3]: netns.Symmetric,
 }
 
 // Cell is one meeting of the matrix.
@@ -79,16 +82,16 @@ type Cell struct {
 	Known []time.Duration
 }
 
+// rest is how long a session stands before one end is restarted.
+const rest = 1500 * time.Millisecond
+
 // Meet measures a cell. The first of the pair sends.
-func (m *Matrix) Meet(ctx context.Context, a, b string) (Cell, error) {
-	c := Cell{A: a, B: b}
-	p := &pair{nodes: [2]*fleet.Node{m.nodes[0][a], m.nodes[1][b]}}
+func (t Meeting) Meet(ctx context.Context) (Cell, error) {
+	c := Cell{A: t.a, B: t.b}
+	p := &pair{nodes: t.nodes}
 	defer p.close()
 	for i, n := range p.nodes {
 		p.hosts[i] = n.Host
-		if err := copyHome(n.Home+".new", n.Home); err != nil {
-			return c, err
-		}
 		if err := n.Start(ctx); err != nil {
 			return c, err
 		}
@@ -101,7 +104,7 @@ func (m *Matrix) Meet(ctx context.Context, a, b string) (Cell, error) {
 		return c, err
 	}
 	var err error
-	if c.Cold, err = m.first(ctx, p); err != nil {
+	if c.Cold, err = p.first(ctx); err != nil {
 		return c, err
 	}
 	answered := time.Now()
@@ -109,7 +112,7 @@ func (m *Matrix) Meet(ctx context.Context, a, b string) (Cell, error) {
 		return c, err
 	}
 	want := relays
-	if Direct(a, b) {
+	if Direct(t.a, t.b) {
 		want = []string{fleet.PathDirect}
 	}
 	settle, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -120,6 +123,9 @@ func (m *Matrix) Meet(ctx context.Context, a, b string) (Cell, error) {
 	}
 	c.Settled = time.Since(answered)
 	for _, again := range []int{1, 0} {
+		if err := pause(ctx, rest); err != nil {
+			return c, err
+		}
 		n := p.nodes[again]
 		n.Stop()
 		if err := n.Start(ctx); err != nil {
@@ -128,7 +134,7 @@ func (m *Matrix) Meet(ctx context.Context, a, b string) (Cell, error) {
 		if err := p.ready(ctx); err != nil {
 			return c, err
 		}
-		took, err := m.first(ctx, p)
+		took, err := p.first(ctx)
 		if err != nil {
 			return c, err
 		}
@@ -137,7 +143,8 @@ func (m *Matrix) Meet(ctx context.Context, a, b string) (Cell, error) {
 	return c, nil
 }
 
-func (m *Matrix) first(ctx context.Context, p *pair) (time.Duration, error) {
+// first is answer with a limit of its own.
+func (p *pair) first(ctx context.Context) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	took, err := p.answer(ctx)

@@ -47,6 +47,7 @@ type file struct {
 
 type options struct {
 	only, cases   string
+	system        string
 	runs          int
 	rivals, slow  bool
 	asJSON        bool
@@ -59,6 +60,7 @@ func run(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("paths", flag.ExitOnError)
 	fs.StringVar(&o.only, "only", "", "comma-separated `NAMES` of scenarios (default: all)")
 	fs.StringVar(&o.cases, "case", "", "only cases that contain `TEXT`")
+	fs.StringVar(&o.system, "system", "", "only the `SYSTEM` of this name")
 	fs.IntVar(&o.runs, "runs", 3, "how often each case runs")
 	fs.BoolVar(&o.rivals, "rivals", true, "also run the other tunnels that are installed")
 	fs.BoolVar(&o.slow, "slow", false, "also run what takes ten minutes, once")
@@ -130,8 +132,8 @@ func run(ctx context.Context, args []string) error {
 					continue
 				}
 				for i, sys := range systems {
-					if i > 0 && !c.Rivals {
-						break
+					if i > 0 && !c.Rivals || o.system != "" && o.system != sys.Name {
+						continue
 					}
 					if err := one(ctx, rep, sc.Name, c, sys, n); err != nil {
 						return err
