@@ -253,3 +253,33 @@ func TestAddPathGoesFirst(t *testing.T) {
 		t.Errorf("%v left, want what was added", l)
 	}
 }
+
+// Only where a socket went away does the next one of its uplink tell of a move.
+func TestMovedOnlyWhenReplaced(t *testing.T) {
+	moved := func(s *Set) (n int) {
+		p, _, _ := ready(s)
+		for _, o := range p {
+			if o.Probe.Flags&wire.ProbeMoved != 0 {
+				n++
+			}
+		}
+		return n
+	}
+	s, now := New(Config{}), start
+	s.AddRemote(ap(b1), "host", now)
+	s.SetLocals([]Local{udp(1, 1)}, now)
+	s.SetLocals([]Local{udp(1, 1), udp(2, 2)}, now)
+	s.SetLocals([]Local{udp(1, 1), udp(2, 2), udp(3, 1)}, now) // IPv6 came
+	if n := moved(s); n > 0 {
+		t.Errorf("%d probes tell of a move that was none", n)
+	}
+	s.SetLocals([]Local{udp(2, 2), udp(3, 1)}, now)
+	s.SetLocals([]Local{udp(2, 2), udp(3, 1), udp(4, 2)}, now)
+	if n := moved(s); n > 0 {
+		t.Errorf("%d probes tell of the move of another uplink", n)
+	}
+	s.SetLocals([]Local{udp(2, 2), udp(3, 1), udp(4, 2), udp(5, 1)}, now)
+	if n := moved(s); n == 0 {
+		t.Error("no probe tells of the move")
+	}
+}
