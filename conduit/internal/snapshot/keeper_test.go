@@ -3,10 +3,13 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -116,9 +119,14 @@ func TestKeeperRetries(t *testing.T) {
 		name := filepath.Join(dir, "state.cbor")
 		c := &counter{}
 		c.version.Store(1)
-		k := NewKeeper(KeeperConfig{File: name, Take: c.take})
+		var log bytes.Buffer
+		k := NewKeeper(KeeperConfig{File: name, Take: c.take, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		k.Changed()
 		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := strings.Count(log.String(), "state not saved"); n != 1 {
+			t.Errorf("said %d times that it cannot save, want once:\n%s", n, log.String())
+		}
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -127,10 +135,16 @@ func TestKeeperRetries(t *testing.T) {
 		if got, _ := saved(t, name); got != 1 {
 			t.Error("not saved when it could be")
 		}
+		if n := strings.Count(log.String(), "\n"); n != 1 {
+			t.Errorf("said something of what went well:\n%s", log.String())
+		}
 		err := errors.New("x")
 		c.err.Store(&err)
 		if got := k.Close(); !errors.Is(got, err) {
 			t.Errorf("Close = %v", got)
+		}
+		if n := strings.Count(log.String(), "\n"); n != 2 {
+			t.Errorf("said nothing of another failure:\n%s", log.String())
 		}
 	})
 }
