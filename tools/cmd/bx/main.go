@@ -56,9 +56,10 @@ func commands() []command {
 		{"build", "build every module", steps((*env).build)},
 		{"test", "everything that must hold before a change lands", steps(
 			(*env).setup, (*env).tools, (*env).hygiene, (*env).generateCheck, (*env).tidyCheck, (*env).lint,
-			(*env).unit, (*env).race, (*env).crossBuild, (*env).endToEnd, (*env).rehearse)},
+			(*env).unit, (*env).race, (*env).fips, (*env).crossBuild, (*env).endToEnd, (*env).rehearse)},
 		{"unit", "unit tests of every module, without the race detector", steps((*env).unit)},
 		{"race", "unit tests of every module, with the race detector", steps((*env).race)},
+		{"fips", "tests of the FIPS build, in both of its modes", steps((*env).fips)},
 		{"e2e", "tests of the built binaries in network namespaces", steps((*env).setup, (*env).endToEnd)},
 		{"lint", "linters of Go and of the wire contracts", steps((*env).tools, (*env).lint)},
 		{"generate", "write the stubs anew; -check only compares", generateCommand},

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/bauxite-mesh/bauxite/tools/internal/step"
+)
+
+// What a FIPS build is made with; conduit/fips says what it means.
+const (
+	fipsModule = "GOFIPS140=v1.0.0"
+	fipsTag    = "bauxite_fips"
+)
+
+// fips tests the FIPS build: its binaries start and refuse as they should, and the
+// unit tests pass in the mode that it ships with, and those of what runs on a robot
+// also in the one where Go refuses what is not approved.
+func (e *env) fips(ctx context.Context) {
+	e.do(ctx, "fips: start of the binaries", e.fipsStart)
+	for _, mode := range []string{"on", "only"} {
+		for _, m := range []string{"conduit", "edge", "dispatch"} {
+			if m == "dispatch" && mode == "only" {
+				continue // its tests speak TURN themselves, with MD5
+			}
+			e.do(ctx, fmt.Sprintf("fips %s: %s", mode, m), func(ctx context.Context, log *step.Log) error {
+				c := step.Cmd{Dir: e.path(m), Env: []string{fipsModule, "GODEBUG=fips140=" + mode}, Tests: true}
+				return c.Run(ctx, log, "go", "test", "-shuffle=on", "-timeout=5m", "-tags="+fipsTag, "./...")
+			})
+		}
+	}
+}
+
+// fipsStart builds both binaries as `make fips` does, and once without the module.
+func (e *env) fipsStart(ctx context.Context, log *step.Log) error {
+	dir, err := os.MkdirTemp("", "bauxite-fips-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	good, bad := filepath.Join(dir, "good")+"/", filepath.Join(dir, "bad")+"/"
+	build := []string{"build", "-tags=" + fipsTag, "-o"}
+	if err := (step.Cmd{Dir: e.root, Env: []string{fipsModule}}).Run(ctx, log, "go", append(build, good, "./edge/cmd/bauxite", "./dispatch/cmd/bauxite-dispatch")...); err != nil {
+		return err
+	}
+	if err := (step.Cmd{Dir: e.root, Env: []string{"GOFIPS140=off"}}).Run(ctx, log, "go", append(build, bad, "./edge/cmd/bauxite")...); err != nil {
+		return err
+	}
+	for _, tc := range []struct {
+		program, debug string
+		code           int
+	}{
+		{good + "bauxite", "fips140=on", 35}, // it starts, and finds no bauxite run
+		{good + "bauxite", "fips140=off", 50},
+		{good + "bauxite-dispatch", "fips140=off", 21},
+		{bad + "bauxite", "fips140=off", 50},
+		{bad + "bauxite", "fips140=on", 50}, // the mode alone is no module
+	} {
+		cmd := exec.CommandContext(ctx, tc.program, "status")
+		cmd.Env = append(os.Environ(), "GODEBUG="+tc.debug, "BAUXITE_HOME="+dir, "BAUXITE_DISPATCH_DATA="+dir)
+		out, err := cmd.CombinedOutput()
+		log.Printf("$ GODEBUG=%s %s status\n%s", tc.debug, strings.TrimPrefix(tc.program, dir), out)
+		if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != tc.code {
+			return fmt.Errorf("%s with %s: %w, want exit code %d", strings.TrimPrefix(tc.program, dir), tc.debug, err, tc.code)
+		}
+	}
+	return nil
+}
