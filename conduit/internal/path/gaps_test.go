@@ -283,3 +283,18 @@ func TestMovedOnlyWhenReplaced(t *testing.T) {
 		t.Error("no probe tells of the move")
 	}
 }
+
+// A candidate that is repeated is looked for anew, for as long as the first time.
+func TestRepeatedCandidate(t *testing.T) {
+	s, now := New(Config{}), start
+	s.SetLocals([]Local{udp(1, 1)}, now)
+	s.AddRemote(ap(b1), "host", now)
+	first, _, _ := drive(s, &now, 30*time.Second)
+	if st := s.Status(now); len(first) != len(findGaps)+1 && len(first) != len(findGaps) || st[0].State != StateDead {
+		t.Fatalf("%d probes, %s", len(first), st[0].State)
+	}
+	s.AddRemote(ap(b1), "host", now)
+	if again, _, _ := drive(s, &now, 30*time.Second); len(again) != len(first) {
+		t.Errorf("%d probes when it was repeated, want %d", len(again), len(first))
+	}
+}
