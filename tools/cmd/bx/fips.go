@@ -24,7 +24,17 @@ const (
 // unit tests pass in the mode that it ships with, and those of what runs on a robot
 // also in the one where Go refuses what is not approved.
 func (e *env) fips(ctx context.Context) {
-	e.do(ctx, "fips: start of the binaries", e.fipsStart)
+	dir, err := os.MkdirTemp("", "bauxite-fips-*")
+	if err != nil {
+		e.do(ctx, "fips", func(context.Context, *step.Log) error { return err })
+		return
+	}
+	defer os.RemoveAll(dir)
+	e.do(ctx, "fips: start of the binaries", func(ctx context.Context, log *step.Log) error { return e.fipsStart(ctx, log, dir) })
+	e.do(ctx, "fips: two robots talk", func(ctx context.Context, log *step.Log) error {
+		c := step.Cmd{Dir: e.path(endToEndModule), Env: []string{"BAUXITE_BIN=" + filepath.Join(dir, "good")}, Tests: true}
+		return c.Run(ctx, log, "go", "test", "-count=1", "-timeout=5m", "-run=^TestTalk$/^same_LAN$", "./e2e")
+	})
 	for _, mode := range []string{"on", "only"} {
 		for _, m := range []string{"conduit", "edge", "dispatch"} {
 			if m == "dispatch" && mode == "only" {
@@ -38,13 +48,8 @@ func (e *env) fips(ctx context.Context) {
 	}
 }
 
-// fipsStart builds both binaries as `make fips` does, and once without the module.
-func (e *env) fipsStart(ctx context.Context, log *step.Log) error {
-	dir, err := os.MkdirTemp("", "bauxite-fips-*")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
+// fipsStart builds both binaries into dir/good as `make fips` does, and once without the module.
+func (e *env) fipsStart(ctx context.Context, log *step.Log, dir string) error {
 	good, bad := filepath.Join(dir, "good")+"/", filepath.Join(dir, "bad")+"/"
 	build := []string{"build", "-tags=" + fipsTag, "-o"}
 	if err := (step.Cmd{Dir: e.root, Env: []string{fipsModule}}).Run(ctx, log, "go", append(build, good, "./edge/cmd/bauxite", "./dispatch/cmd/bauxite-dispatch")...); err != nil {
