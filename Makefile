@@ -18,12 +18,11 @@ demo: ## Two robots behind NATs meet through a hub and move a file; DEMO_SECONDS
 test: ## Everything that must hold: unit, race, lint, namespaces, release rehearsal.
 	@$(BX) test
 
-.PHONY: build
+.PHONY: build fips
 build: ## Build every module, and the two binaries into .bin.
 	@$(BX) build
 	@go build -o .bin/ ./edge/cmd/bauxite ./dispatch/cmd/bauxite-dispatch
 
-.PHONY: fips
 fips: ## Build the two binaries for FIPS 140-3 into .bin/fips; see docs/security.md.
 	@GOFIPS140=v1.0.0 go build -tags bauxite_fips -o .bin/fips/ ./edge/cmd/bauxite ./dispatch/cmd/bauxite-dispatch
 
