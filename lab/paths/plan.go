@@ -215,7 +215,7 @@ func uplinksPlan() Scenario {
 func skewPlan() Scenario {
 	return Scenario{
 		Name: "skew", Title: "Two paths of different delay, one with 30 % loss",
-		Text: "500 Critical packets for each delay of the second uplink beyond the first, which loses 30 %. What reached the receiver's interface (a capture tells) must reach its application once.",
+		Text: "500 Critical packets for each delay of the second uplink beyond the first, which loses 30 %; the hub is away, so that there is no other way. What reached the receiver's interface (a capture tells) must reach its application once.",
 		Cases: []Case{{Name: "0 to 1.5 s", Limit: minute, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
 			all, err := Skews(ctx, lab, sys, 500, 0, 100*time.Millisecond, 500*time.Millisecond, 1500*time.Millisecond)
 			if err != nil {

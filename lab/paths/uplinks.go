@@ -326,6 +326,7 @@ func Skews(ctx context.Context, lab *netns.Lab, sys System, packets int, delays 
 	if err := pause(ctx, 2*time.Second); err != nil { // both paths are in use
 		return nil, err
 	}
+	w.hub.Stop() // or its relay would carry what the capture does not see
 	lossy := netns.Shape{Delay: short.Delay, Loss: 0.3}
 	a.Iface(0).SetShape(lossy, lossy)
 	var all []Skew
