@@ -53,9 +53,17 @@ type Attack struct {
 	Quiet, Loaded probe.Latency
 	// Answers are the packets that the attacker received from the victim.
 	Answers int
-	// Before and After are the victim's resident memory in bytes.
-	Before, After int64
+	// Memory is the victim's resident memory in bytes: before, and every second of
+	// the attack.
+	Memory []int64
 }
+
+// Grown is how much more memory the victim had at the end than before.
+func (a Attack) Grown() int64 { return a.Memory[len(a.Memory)-1] - a.Memory[0] }
+
+// Creep is how much it grew in the second half of the attack, when what has a
+// bound should have reached it.
+func (a Attack) Creep() int64 { return a.Memory[len(a.Memory)-1] - a.Memory[len(a.Memory)/2] }
 
 // Attacks sends each kind of junk to a robot that talks to another, at 50,000
 // packets a second (INVITEs at 2,000), for so long each.
@@ -209,9 +217,12 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind J
 	if r.Quiet, err = p.latency(ctx, each); err != nil {
 		return r, err
 	}
-	if r.Before, err = rss(p.procs[t.host].Pid()); err != nil {
+	pid := p.procs[t.host].Pid()
+	before, err := rss(pid)
+	if err != nil {
 		return r, err
 	}
+	r.Memory = []int64{before}
 	answers, err := mallory.Iface(0).CaptureIncoming()
 	if err != nil {
 		return r, err
@@ -241,16 +252,17 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind J
 		_, _ = end()
 		return r, err
 	}
+	watched := make(chan []int64, 1)
+	go func() { watched <- watchMemory(during, pid) }()
 	r.Loaded, err = p.latency(ctx, each)
 	took := time.Since(began)
+	last, memErr := rss(pid)
 	sent, sendErr := end()
-	if err := errors.Join(err, sendErr); err != nil {
+	r.Memory = append(append(r.Memory, <-watched...), last)
+	if err := errors.Join(err, memErr, sendErr); err != nil {
 		return r, err
 	}
 	r.Rate = int(float64(sent) / took.Seconds())
-	if r.After, err = rss(p.procs[t.host].Pid()); err != nil {
-		return r, err
-	}
 	if err := answers.Stop(); err != nil {
 		return r, err
 	}
@@ -260,4 +272,14 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind J
 		}
 	}
 	return r, nil
+}
+
+// watchMemory reads a process's memory every second until ctx ends.
+func watchMemory(ctx context.Context, pid int) (all []int64) {
+	for pause(ctx, time.Second) == nil {
+		if n, err := rss(pid); err == nil {
+			all = append(all, n)
+		}
+	}
+	return all
 }

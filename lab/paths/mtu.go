@@ -5,8 +5,10 @@ package paths
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/lab/fleet"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
 	"github.com/bauxite-mesh/bauxite/lab/probe"
 )
@@ -14,38 +16,27 @@ import (
 // Narrow is how two robots got on over a path that eats long packets without a
 // word.
 type Narrow struct {
-	MTU int
 	// Full is the time from the first full-size UDP packet to the first that
 	// arrived, Late how many of the packets after that one were lost.
 	Full time.Duration
 	Late int
 	// Mbit is the throughput of a TCP transfer, 0 if it did not end.
 	Mbit float64
-	// FlowGap is the longest pause of a TCP flow when the path became narrow under
-	// it; never if it did not come back.
-	FlowGap time.Duration
 }
 
 // fullSize is a UDP payload that fills an inner packet of 1350 bytes.
 const fullSize = 1350 - 28
 
-// NarrowPath starts on a path that carries packets of at most mtu bytes. Then it
-// widens the path and narrows it again under a flow, which it watches for so long.
-func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int, watch time.Duration) (Narrow, error) {
-	r := Narrow{MTU: mtu, Full: never, FlowGap: never}
-	w, err := newWorld(ctx, lab, sys, leg)
-	if err != nil {
-		return r, err
-	}
-	a, b := w.wan.Host("robot1", leg), w.wan.Host("robot2", leg)
-	w.wan.Narrow(b.Iface(0), mtu)
-	p, err := w.connect(ctx, a, b)
+// NarrowPath starts on a path that carries packets of at most mtu bytes.
+func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int) (Narrow, error) {
+	r := Narrow{Full: never}
+	p, _, err := narrowable(ctx, lab, sys, mtu)
 	if err != nil {
 		return r, err
 	}
 	defer p.close()
 	// At once, before anything could be found out by small packets.
-	stream, err := p.stream(0, probe.Requests{Count: int(watch / 2 / interval), Size: fullSize})
+	stream, err := p.stream(0, probe.Requests{Count: 300, Size: fullSize})
 	if err != nil {
 		return r, err
 	}
@@ -57,23 +48,69 @@ func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int, watch 
 		r.Full = at
 	}
 	r.Late = d.LostAfterFirst()
-	if r.Mbit, err = p.transfer(ctx, 2<<20); err != nil {
-		return r, err
-	}
-	w.wan.Narrow(b.Iface(0), 0)
-	if err := pause(ctx, time.Second); err != nil {
-		return r, err
-	}
-	flow, err := p.flow(ctx)
+	r.Mbit, err = p.transfer(ctx, 4<<20)
+	return r, err
+}
+
+// narrowable is a pair on a path that can be narrowed; 0 leaves it wide.
+func narrowable(ctx context.Context, lab *netns.Lab, sys System, mtu int) (p *pair, narrow func(mtu int), err error) {
+	w, err := newWorld(ctx, lab, sys, leg)
 	if err != nil {
-		return r, nil //nolint:nilerr // no connection is a result: FlowGap says never
+		return nil, nil, err
+	}
+	a, b := w.wan.Host("robot1", leg), w.wan.Host("robot2", leg)
+	narrow = func(mtu int) { w.wan.Narrow(b.Iface(0), mtu) }
+	if mtu != 0 {
+		narrow(mtu)
+	}
+	p, err = w.connect(ctx, a, b)
+	return p, narrow, err
+}
+
+// Narrowed is what became of a flow whose path became narrow.
+type Narrowed struct {
+	// Wide and Found are the path's MTU as the first node had found it before and
+	// at the end, in bytes of UDP payload.
+	Wide, Found int
+	// FlowGap is the longest pause of the flow; never if it did not come back.
+	FlowGap  time.Duration
+	Critical probe.Delivery // a stream of small packets beside it
+}
+
+// Narrowing lets a flow of full segments run until the path's MTU is known, then
+// narrows the path and watches for so long.
+func Narrowing(ctx context.Context, lab *netns.Lab, sys System, mtu int, watch time.Duration) (Narrowed, error) {
+	var r Narrowed
+	p, narrow, err := narrowable(ctx, lab, sys, 0)
+	if err != nil {
+		return r, err
+	}
+	defer p.close()
+	a, b, err := p.tcp(ctx)
+	if err != nil {
+		return r, err
+	}
+	flow := probe.StartFlow(a, b, probe.FlowConfig{Size: 8000, Interval: 20 * time.Millisecond})
+	defer flow.Close()
+	wide, cancel := context.WithTimeout(ctx, 10*time.Second)
+	_, err = p.nodes[0].WaitStatus(wide, "a wide path", func(s fleet.Status) bool {
+		r.Wide = p.mtu(s)
+		return r.Wide > 1450
+	})
+	cancel()
+	if err != nil {
+		return r, err
 	}
 	if err := pause(ctx, time.Second); err != nil {
+		return r, err
+	}
+	stream, err := p.stream(0, probe.Requests{Count: int(watch / interval)})
+	if err != nil {
 		return r, err
 	}
 	at := time.Now()
-	w.wan.Narrow(b.Iface(0), mtu)
-	if err := pause(ctx, watch); err != nil {
+	narrow(mtu)
+	if r.Critical, err = stream.Wait(ctx); err != nil {
 		return r, err
 	}
 	end := time.Now()
@@ -81,7 +118,20 @@ func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int, watch 
 	if r.FlowGap > watch-time.Second {
 		r.FlowGap = never
 	}
-	return r, nil
+	s, err := p.nodes[0].Status(ctx)
+	r.Found = p.mtu(s)
+	return r, err
+}
+
+// mtu is that of the path that Critical uses.
+func (p *pair) mtu(s fleet.Status) int {
+	q, _ := s.Peer(p.nodes[1].Name)
+	for _, path := range q.Paths {
+		if slices.Contains(path.Lanes, "critical") {
+			return path.MTU
+		}
+	}
+	return 0
 }
 
 // transfer moves bytes over TCP from the first host to the second and returns

@@ -341,7 +341,8 @@ func attackPlan() Scenario {
 				s.ms("p99 added", Median, a.Loaded.P99-a.Quiet.P99).atMost(5)
 				s.count("Critical unanswered", a.Loaded.Sent-a.Loaded.Got).atMost(0)
 				s.count("answers to the attacker", a.Answers).atMost(0)
-				s.add("memory grown", "MiB", Median, float64(a.After-a.Before)/(1<<20)).atMost(8)
+				s.add("memory grown", "MiB", Median, float64(a.Grown())/(1<<20)).atMost(16)
+				s.add("of it in the second half", "MiB", Median, float64(a.Creep())/(1<<20)).atMost(2)
 			}
 			s.kase = name
 			return nil
@@ -352,22 +353,33 @@ func attackPlan() Scenario {
 func mtuPlan() Scenario {
 	sc := Scenario{
 		Name: "mtu", Title: "Narrow paths that tell nobody",
-		Text: "The internet drops what is longer, without an ICMP message. Inner packets of 1,350 bytes over UDP, 100 a second from the first moment on, then 2 MiB over TCP; then the path is wide, carries a TCP flow and becomes narrow under it.",
+		Text: "The internet drops what is longer, without an ICMP message. *From the start*: inner packets of 1,350 bytes over UDP, 100 a second from the first moment on, then 4 MiB over TCP. *Under a flow*: the path is wide until the node has found that out, then becomes narrow under a TCP flow of full segments.",
 	}
 	for _, mtu := range []int{1400, 1280} {
-		sc.Cases = append(sc.Cases, Case{Name: fmt.Sprintf("%d bytes", mtu), Limit: minute, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
-			r, err := NarrowPath(ctx, lab, sys, mtu, 10*time.Second)
-			if err != nil {
-				return err
-			}
-			s.ms("first full-size UDP packet through", Median, r.Full).atMost(2000)
-			s.count("full-size packets lost after it", r.Late).atMost(0)
-			f := s.add("TCP transfer", "Mbit/s", Worst, r.Mbit)
-			f.atMost(1)
-			f.AtLeast = true
-			s.ms("pause of TCP when it becomes narrow", Median, r.FlowGap).atMost(3000)
-			return nil
-		}})
+		sc.Cases = append(sc.Cases,
+			Case{Name: fmt.Sprintf("%d bytes, from the start", mtu), Limit: minute, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
+				r, err := NarrowPath(ctx, lab, sys, mtu)
+				if err != nil {
+					return err
+				}
+				s.ms("first full-size UDP packet through", Median, r.Full).atMost(2000)
+				s.count("full-size packets lost after it", r.Late).atMost(0)
+				f := s.add("TCP transfer", "Mbit/s", Worst, r.Mbit)
+				f.atMost(1)
+				f.AtLeast = true
+				return nil
+			}},
+			Case{Name: fmt.Sprintf("%d bytes, under a flow", mtu), Limit: minute, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
+				r, err := Narrowing(ctx, lab, sys, mtu, 10*time.Second)
+				if err != nil {
+					return err
+				}
+				s.add("path MTU found before", "bytes of UDP payload", Median, float64(r.Wide))
+				s.add("path MTU found after", "bytes of UDP payload", Median, float64(r.Found)).atMost(float64(mtu - 28))
+				s.ms("pause of TCP when it becomes narrow", Median, r.FlowGap).atMost(3000)
+				s.count("small Critical packets lost", r.Critical.Lost).atMost(0)
+				return nil
+			}})
 	}
 	return sc
 }
