@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 )
 
@@ -78,8 +79,8 @@ func ParseMember(text []byte) (Member, error) {
 
 // Insider forges INVITEs in the name of one member to another, all bytes as they
 // should be but for the signature. It first gets itself a cookie from the victim
-// at to, for the address of conn; that takes one answer of the victim, and fails
-// after a second without one.
+// at to, for the address of conn; that takes one answer of the victim. It asks ten
+// times, 300 ms apart: the victim answers only so many a second.
 func Insider(ctx context.Context, conn *net.UDPConn, to netip.AddrPort, claimed, victim Member) (Maker, error) {
 	key := sha256.Sum256(append([]byte("bx-mac1"), victim.X25519[:]...))
 	hello := make([]byte, headerLen, headerLen+2*macLen)
@@ -88,18 +89,19 @@ func Insider(ctx context.Context, conn *net.UDPConn, to netip.AddrPort, claimed,
 	_, _ = rand.Read(token) // never fails
 	hello = append(hello, token...)
 	hello = append(hello, mac(key[:], hello)...)
-	if _, err := conn.WriteToUDPAddrPort(hello, to); err != nil {
-		return nil, fmt.Errorf("send hello: %w", err)
-	}
-	deadline := time.Now().Add(time.Second)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	_ = conn.SetReadDeadline(deadline)
+	_ = conn.SetReadDeadline(time.Unix(1, 0)) // nothing has been asked yet
 	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
 	buf := make([]byte, maxPacket)
-	for {
+	for tries := 0; ; {
 		n, _, err := conn.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) && tries < 10 && ctx.Err() == nil {
+			tries++
+			if _, err := conn.WriteToUDPAddrPort(hello, to); err != nil {
+				return nil, fmt.Errorf("send hello: %w", err)
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("wait for a cookie: %w", err)
 		}

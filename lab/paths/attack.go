@@ -254,6 +254,9 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind J
 	}
 	watched := make(chan []int64, 1)
 	go func() { watched <- watchMemory(during, pid) }()
+	if kind == Insiders {
+		each *= 3 // a heap that has a bound takes a while to get there
+	}
 	r.Loaded, err = p.latency(ctx, each)
 	took := time.Since(began)
 	last, memErr := rss(pid)

@@ -74,7 +74,7 @@ type Cell struct {
 	Cold  time.Duration
 	First string
 	// Path is the kind that it came to, Settled when, counted from the first
-	// answer. A direct path is waited for where there can be one.
+	// answer: a direct path is waited for where there can be one, else TURN.
 	Path    string
 	Settled time.Duration
 	// Known is the same as Cold when the second was restarted, and when the first
@@ -111,12 +111,12 @@ func (t Meeting) Meet(ctx context.Context) (Cell, error) {
 	if c.First, err = p.pathTo(ctx, append(relays, fleet.PathDirect)...); err != nil {
 		return c, err
 	}
-	want := relays
+	want := fleet.PathTurn // ranks before the hub's stream
 	if Direct(t.a, t.b) {
-		want = []string{fleet.PathDirect}
+		want = fleet.PathDirect
 	}
-	settle, cancel := context.WithTimeout(ctx, 10*time.Second)
-	c.Path, err = p.pathTo(settle, want...)
+	settle, cancel := context.WithTimeout(ctx, 8*time.Second)
+	c.Path, err = p.pathTo(settle, want)
 	cancel()
 	if err != nil && ctx.Err() != nil {
 		return c, err

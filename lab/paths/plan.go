@@ -128,9 +128,7 @@ func (c Cell) figures(s *sheet) {
 	s.word("first path", c.First, true)
 	s.ms("cold", P95, c.Cold).atMost(1500)
 	s.ms("known", P95, c.Known...).atMost(300)
-	if direct {
-		s.ms("direct after", Median, c.Settled)
-	}
+	s.ms("settled after", Median, c.Settled)
 }
 
 func upgradePlan() Scenario {
@@ -327,7 +325,7 @@ func attackPlan() Scenario {
 	return Scenario{
 		Name: "attack", Title: "Junk at the port",
 		Text: "A third host sends 50,000 datagrams a second of 124 bytes (INVITEs: 2,000) to one robot's UDP port while Critical round trips are measured. Nothing is shaped; attacker, routers and robots share the cores. The *insider* knows the certificates of both robots, has cookies for 16 addresses and forges 2,000 INVITEs a second, in three pieces each, whose signature alone is wrong. A rival gets data packets of its own format with unknown indexes.",
-		Cases: []Case{{Name: "junk", Limit: 2 * minute, Rivals: true, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
+		Cases: []Case{{Name: "junk", Limit: 3 * minute, Rivals: true, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
 			all, err := Attacks(ctx, lab, sys, 8*time.Second, JunkOf(sys)...)
 			if err != nil {
 				return err
