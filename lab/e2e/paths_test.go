@@ -172,6 +172,7 @@ func TestPathsUDPBlocked(t *testing.T) {
 		t.Errorf("%d of %d answered alone, %d of %d beside Bulk, want all; Bulk %.2f Mbit/s", r.Idle.Got, r.Idle.Sent, r.Loaded.Got, r.Loaded.Sent, r.BulkMbit)
 	}
 	atMost(t, "the first answer", r.First, 5*time.Second)
+	atMost(t, "the first answer of a known peer", r.Known, 4*time.Second)
 	atMost(t, "Critical beside Bulk, p99", r.Loaded.P99, 1500*time.Millisecond)
 }
 

@@ -107,6 +107,8 @@ type Blocked struct {
 	// flood of Bulk over the same stream.
 	Idle, Loaded probe.Latency
 	BulkMbit     float64 // that arrived
+	// Known is the first answer after a restart of the second robot.
+	Known time.Duration
 }
 
 // UDPBlocked drops all UDP in the internet and lets two robots with uplinks of
@@ -164,7 +166,18 @@ func UDPBlocked(ctx context.Context, lab *netns.Lab, sys System, each time.Durat
 		return r, err
 	}
 	r.BulkMbit = float64(flood.Got()-got) * 1200 * 8 / time.Since(began).Seconds() / 1e6
-	return r, nil
+	if _, err := flood.Stop(ctx); err != nil {
+		return r, err
+	}
+	p.nodes[1].Stop()
+	if err := p.nodes[1].Start(ctx); err != nil {
+		return r, err
+	}
+	if err := p.ready(ctx); err != nil {
+		return r, err
+	}
+	r.Known, err = p.first(ctx)
+	return r, err
 }
 
 // latency measures Critical round trips, 100 a second, for so long.

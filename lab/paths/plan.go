@@ -316,6 +316,7 @@ func blockedPlan() Scenario {
 			s.ms("Critical p99 beside Bulk", Median, r.Loaded.P99)
 			s.count("Critical unanswered beside Bulk", r.Loaded.Sent-r.Loaded.Got).atMost(0)
 			s.add("Bulk that arrived", "Mbit/s", Median, r.BulkMbit)
+			s.ms("first answer after a restart of the other", Median, r.Known).atMost(300)
 			return nil
 		}}},
 	}
