@@ -226,7 +226,7 @@ func TestConnectUplinks(t *testing.T) {
 		connect(t, a, b)
 		a.path(t)
 		b.path(t)
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		socks := make(map[int]bool)
 		for len(a.proven) > 0 {
 			p := <-a.proven

@@ -31,6 +31,12 @@ func bubble(t *testing.T, f func(*testing.T)) {
 	synctest.Test(t, f)
 }
 
+// pass lets d go by in a bubble, and what comes of it happen.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 // udpSocket is a real socket on loopback, read by a pump.
 type udpSocket struct{ conn *net.UDPConn }
 

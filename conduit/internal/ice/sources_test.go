@@ -52,9 +52,9 @@ func TestReflection(t *testing.T) {
 							mu.Unlock()
 							ma.Handle(0, msg, v)
 						}
-						time.Sleep(100 * time.Millisecond)
+						pass(100 * time.Millisecond)
 					}
-					time.Sleep(15 * time.Second)
+					pass(15 * time.Second)
 				}
 				send(1)
 				mu.Lock()
