@@ -46,16 +46,18 @@ type Node struct {
 	psks     pskRing
 
 	// Set once in Start.
-	plane    *dataplane.Dataplane
-	engine   *engine.Engine
-	mux      *ice.Mux
-	underlay underlay
-	keeper   *snapshot.Keeper // nil: nothing is kept
-	port     int
-	started  time.Time
-	cancel   context.CancelFunc
-	workers  sync.WaitGroup
-	closed   chan struct{} // when Close is done
+	plane     *dataplane.Dataplane
+	engine    *engine.Engine
+	mux       *ice.Mux
+	underlay  underlay
+	keeper    *snapshot.Keeper // nil: nothing is kept
+	port      int
+	started   time.Time
+	cancel    context.CancelFunc
+	cancelHub context.CancelFunc // of the hub link, which ends last
+	ended     chan struct{}      // closed when the engine has ended
+	workers   sync.WaitGroup
+	closed    chan struct{} // when Close is done
 
 	mu    sync.Mutex // guards the rest
 	state nodeState
@@ -117,18 +119,23 @@ func (n *Node) Start(ctx context.Context) error {
 	}
 	run, cancel := context.WithCancel(context.Background())
 	n.cancel, n.started, n.state = cancel, time.Now(), stateRunning
+	link, cancelHub := context.WithCancel(context.Background())
+	n.cancelHub, n.ended = cancelHub, make(chan struct{})
 	n.plane.Start()
 	if n.cfg.StateFile != "" {
 		n.keeper = snapshot.NewKeeper(snapshot.KeeperConfig{File: n.cfg.StateFile, Take: n.takeState, Logger: n.log})
 	}
-	n.workers.Go(func() { n.engine.Run(run) })
+	n.workers.Go(func() {
+		defer close(n.ended)
+		n.engine.Run(run)
+	})
 	n.workers.Go(func() { n.underlay.uplinks.Run(run) })
 	n.workers.Go(func() { n.watchBudgets(run) })
 	if n.underlay.turns != nil {
 		n.workers.Go(func() { n.underlay.turns.Run(run) })
 	}
 	n.workers.Go(func() {
-		if err := n.cfg.Hub.Run(run, hubEvents{n}); err != nil && run.Err() == nil {
+		if err := n.cfg.Hub.Run(link, hubEvents{n}); err != nil && link.Err() == nil {
 			n.log.Error("hub link ended for good; known peers stay reachable", "err", err)
 			hubEvents{n}.HubState(false, err)
 		}
@@ -239,8 +246,10 @@ func (n *Node) Close() error {
 		err = n.keeper.Close() // while the engine can still be asked
 	}
 	n.cancel()
-	n.workers.Wait() // the engine has queued its goodbyes
+	<-n.ended // the engine has queued its goodbyes
 	n.plane.Flush(flushOnClose)
+	n.cancelHub() // which may carry them
+	n.workers.Wait()
 	defer close(n.closed)
 	return errors.Join(err, n.plane.Close(), n.mux.Close())
 }

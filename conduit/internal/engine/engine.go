@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -139,7 +140,7 @@ func (e *Engine) Refused(to dataplane.Path, tooBig bool) {
 	e.box.offer(func() {
 		now := time.Now()
 		for _, p := range e.peers {
-			if !p.hasPaths() {
+			if !p.hasPaths() || !slices.Contains(p.tracked, to) {
 				continue
 			}
 			if tooBig {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
@@ -35,6 +36,7 @@ func (p *peer) meet(s *sess, now time.Time) {
 		p.noDirect = now
 	}
 	p.syncSockets(now)
+	p.paths.Wake(now)
 	for _, l := range p.lastAddrs() {
 		p.paths.AddPath(path.ID{Bind: l.Bind, Remote: l.Remote}, now)
 	}
@@ -120,8 +122,11 @@ func (p *peer) tickPaths(now time.Time) (next time.Time) {
 	}
 	p.findRelay(now)
 	p.drain(now)
-	p.doubt(now)
+	again := p.doubt(now)
 	next = p.paths.NextTick()
+	if !again.IsZero() && (next.IsZero() || again.Before(next)) {
+		next = again
+	}
 	if !p.noDirect.IsZero() && p.demand() != path.Idle {
 		if at := now.Add(housekeeping); next.IsZero() || at.Before(next) {
 			next = at
@@ -131,34 +136,47 @@ func (p *peer) tickPaths(now time.Time) (next time.Time) {
 }
 
 // doubt begins a handshake where a peer that is talked to says nothing: it may have
-// restarted, or moved without a trace.
-func (p *peer) doubt(now time.Time) {
+// restarted, or moved without a trace. It returns when to look again.
+func (p *peer) doubt(now time.Time) (again time.Time) {
 	s := p.speaker()
-	if s == nil || p.demand() != path.Active && p.usable || p.machine.Connecting() || now.Before(p.notUntil) {
-		return
-	}
-	if !p.usable && p.demand() == path.Idle || !s.hadPath && now.Sub(s.created) < pathlessLife {
-		return
+	if s == nil || !s.hadPath && now.Sub(s.created) < pathlessLife {
+		return time.Time{}
 	}
 	heard := s.heard(now)
 	if !p.doubted.IsZero() && heard.After(p.doubted) {
-		p.doubted = time.Time{}
+		p.doubted = time.Time{} // it still has our session
 	}
-	silence := now.Sub(heard)
-	if !p.usable || silence > doubtAfter && p.asked(now) || !p.doubted.IsZero() && now.Sub(p.doubted) > doubtAfter {
+	due := time.Time{}
+	switch {
+	case !p.wanted():
+		return time.Time{}
+	case !p.usable:
+		due = now
+	case !p.doubted.IsZero():
+		due = p.doubted.Add(freshDoubt + 2*p.rtt)
+	case !p.activeSince.IsZero():
+		due = heard.Add(doubtAfter + 2*p.rtt)
+		if asked := p.activeSince.Add(doubtAfter); asked.After(due) {
+			due = asked
+		}
+	default:
+		return time.Time{}
+	}
+	if p.notUntil.After(due) {
+		due = p.notUntil
+	}
+	if now.Before(due) {
+		return due
+	}
+	if !p.machine.Connecting() {
 		p.doubted = time.Time{}
 		p.connect(now)
 	}
-}
-
-// asked reports whether the peer was talked to for long enough to have answered.
-func (p *peer) asked(now time.Time) bool {
-	return !p.activeSince.IsZero() && now.Sub(p.activeSince) > doubtAfter
+	return time.Time{}
 }
 
 // drain does what the path set wants done.
 func (p *peer) drain(now time.Time) {
-	changed := false
 	for out := p.paths.Ready(); len(out) > 0; out = p.paths.Ready() {
 		for i := range out {
 			o := &out[i]
@@ -172,12 +190,9 @@ func (p *peer) drain(now time.Time) {
 			case path.UseWays:
 				p.use(o.Ways, now)
 			}
-			changed = true
 		}
 	}
-	if changed {
-		p.track()
-	}
+	p.track()
 }
 
 func (p *peer) probe(o *path.Output) {
@@ -195,11 +210,17 @@ func (p *peer) probe(o *path.Output) {
 
 // track has the packet path count for the paths there are.
 func (p *peer) track() {
-	list := p.paths.Status(time.Now())
-	known := make([]dataplane.Path, len(list))
-	for i := range list {
-		known[i] = dataplane.Path(list[i].ID)
+	gen := p.paths.Generation()
+	if gen == p.generation {
+		return
 	}
+	p.generation = gen
+	ids := p.paths.IDs()
+	known := make([]dataplane.Path, len(ids))
+	for i, id := range ids {
+		known[i] = dataplane.Path(id)
+	}
+	p.tracked = known
 	p.e.cfg.Dataplane.Track(p.dp, known)
 }
 
@@ -249,6 +270,9 @@ func (p *peer) hasDirect() bool { return p.hasPaths() && p.noDirect.IsZero() }
 func (p *peer) noteDirect(now time.Time) {
 	direct := false
 	for _, st := range p.paths.Status(now) {
+		if st.Lanes[packet.Critical] && st.RTT > 0 {
+			p.rtt = st.RTT
+		}
 		if st.Kind != path.Direct || st.State != path.StateValid {
 			continue
 		}

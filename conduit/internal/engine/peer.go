@@ -71,6 +71,9 @@ type peer struct {
 
 	usable      bool // some path carries packets
 	usableFrom  time.Time
+	rtt         time.Duration
+	generation  uint64 // of paths, when they were last tracked
+	tracked     []dataplane.Path
 	activeSince time.Time        // since when applications talk
 	noDirect    time.Time        // since when there is a session and no direct path; zero: there is
 	hubRelay    bool             // the hub's relay stream is one of the paths
@@ -313,14 +316,18 @@ func (p *peer) presence(online bool, instance uint64, now time.Time) {
 	if online {
 		p.instance = instance
 	}
-	if fresh {
-		p.notUntil, p.failures = time.Time{}, 0
-		if s := p.speaker(); s != nil {
-			p.doubted = now // it may have lost our session
-			s.hello()
-		}
-		p.e.touch(p)
+	if !fresh {
+		return
 	}
+	p.notUntil, p.failures = time.Time{}, 0
+	switch s := p.speaker(); {
+	case s != nil: // it may have lost our session in a restart
+		p.doubted = now
+		s.hello()
+	case p.wanted():
+		p.connect(now)
+	}
+	p.e.touch(p)
 }
 
 // demand says how much applications want p.

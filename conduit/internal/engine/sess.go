@@ -23,9 +23,11 @@ const (
 	answerWait = 3 * time.Second
 	// pathlessLife is how long a new session may be without a path.
 	pathlessLife = 20 * time.Second
-	// doubtAfter is how long a peer that came anew, or that is talked to, may be silent
-	// before a handshake finds out whether it still has our session.
+	// doubtAfter is how long a peer that is talked to may be silent before a handshake
+	// finds out whether it still has our session, freshDoubt the same for one of which
+	// the hub says that it came anew.
 	doubtAfter = time.Second
+	freshDoubt = 200 * time.Millisecond
 )
 
 // Errors of Connect.
@@ -278,6 +280,7 @@ func (s *sess) refresh(now time.Time, earliest func(time.Time)) {
 
 // tickRekey lets time pass for the in-band rekey.
 func (s *sess) tickRekey(now time.Time) {
+	s.rekey.SetRTT(s.p.rtt)
 	s.rekey.Sent(s.dp.LocalIndex, s.dp.Sealed(), now)
 	s.rekey.Tick(now)
 	s.flushRekey(now)
