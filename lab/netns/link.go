@@ -311,12 +311,14 @@ func (i *Iface) Down() {
 // Up undoes Down and puts the default routes back.
 func (i *Iface) Up() {
 	i.Host.lab.tb.Helper()
-	i.Host.lab.check(i.Host.Do(func() error {
-		if err := setLink(i.Name, true); err != nil {
-			return err
-		}
-		return i.addDefaults()
-	}), "bring up %s", i)
+	err := i.Host.Do(func() error { return setLink(i.Name, true) })
+	if err == nil {
+		err = i.settle()
+	}
+	if err == nil {
+		err = i.Host.Do(i.addDefaults)
+	}
+	i.Host.lab.check(err, "bring up %s", i)
 }
 
 // Unplug pulls the cable: the host's interface loses its carrier.

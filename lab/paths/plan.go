@@ -251,7 +251,7 @@ func roamPlan() Scenario {
 				if err != nil {
 					return err
 				}
-				s.ms("traffic again", Median, r.Again).atMost(500)
+				s.ms("traffic again", Worst, r.Again).atMost(500)
 				s.count("Critical lost", r.Lost)
 				return nil
 			}})

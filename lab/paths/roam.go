@@ -25,6 +25,8 @@ type Roam struct {
 	// come; never if it took longer than that.
 	Again time.Duration
 	Lost  int
+	// LostAt are the times at which the lost ones were sent, from the change.
+	LostAt []time.Duration
 }
 
 // RoamOptions say what moves and who speaks.
@@ -94,6 +96,6 @@ func Roaming(ctx context.Context, lab *netns.Lab, sys System, o RoamOptions) (Ro
 	if again, ok := d.Resumed(at); ok {
 		r.Again = min(again, never)
 	}
-	r.Lost = d.Lost
+	r.Lost, r.LostAt = d.Lost, d.LostFrom(at)
 	return r, nil
 }

@@ -229,6 +229,14 @@ func (d *Delivery) LostWithin(t0, t1 time.Time) (lost int) {
 	return lost
 }
 
+// LostFrom lists when the lost ones were sent, counted from t.
+func (d *Delivery) LostFrom(t time.Time) (at []time.Duration) {
+	for _, seq := range d.Missing {
+		at = append(at, d.sent[seq]-t.Sub(d.start))
+	}
+	return at
+}
+
 // String is one line for logs.
 func (d *Delivery) String() string {
 	return fmt.Sprintf("%d sent, %d lost, %d twice, %d late, gap %v, delay %v/%v/%v",
