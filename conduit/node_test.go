@@ -190,13 +190,15 @@ func TestPolicy(t *testing.T) {
 		return status(t, m.Node(0)).Policy.Version == 2 && status(t, m.Node(1)).Policy.Version == 2
 	})
 	exchange(t, m, 0, 1, "still allowed")
+	before := status(t, m.Node(0)) // a packet that found the peer known and no policy yet was denied, too
 	ctx := within(t)
 	if err := m.App(0).Send(ctx, conduittest.UDP(conduittest.Addr(0), conduittest.Addr(1), 7400, 7401, []byte("no"))); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "denied and counted", func() bool {
 		st := status(t, m.Node(0))
-		return st.Counters.TxDroppedBy["policy"] == 1 && st.Policy.Denied[policy.NoRule] == 1
+		dropped, denied := before.Counters.TxDroppedBy["policy"]+1, before.Policy.Denied[policy.NoRule]+1
+		return st.Counters.TxDroppedBy["policy"] == dropped && st.Policy.Denied[policy.NoRule] == denied
 	})
 	// Rules by tag know the node itself, too.
 	m.Hub.SetPolicy(&policy.Document{Version: 1, Allow: []policy.Rule{{Src: []string{"tag:arm"}, Dst: []string{"*"}}}})
