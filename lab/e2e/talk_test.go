@@ -187,30 +187,29 @@ func checkCapture(t *testing.T, name string, c *netns.Capture, hub netip.AddrPor
 	}
 }
 
-// TestNoDirectPath has two symmetric NATs, which cannot be punched.
-func TestNoDirectPath(t *testing.T) {
+// TestRelayed has two symmetric NATs, which cannot be punched: the hub relays.
+func TestRelayed(t *testing.T) {
 	w := newWorld(t)
 	a := w.robot(t, w.nat("carrier-a", netns.Symmetric), "robot1")
 	b := w.robot(t, w.nat("carrier-b", netns.Symmetric), "robot2")
 	t.Logf("\n%s", w.lab.Draw())
-	start(t, a, b)
+	_, sb := start(t, a, b)
 	ctx := within(t, time.Minute)
 	r, err := a.Cmd(ctx, "connect", b.Name)
-	if err == nil {
-		t.Errorf("connect claims success: %s", r.Stdout)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !strings.Contains(r.Stderr, "no direct path") {
-		t.Errorf("connect says %q, want: no direct path", r.Stderr)
+	// This hub's TURN server sends to no address of a lab.
+	if !strings.Contains(r.Stdout, fleet.PathHubRelay) {
+		t.Errorf("connect says %q, want: %s", r.Stdout, fleet.PathHubRelay)
 	}
-	r, err = a.Cmd(ctx, "status")
-	if err != nil || !strings.Contains(r.Stdout, "no direct path") {
-		t.Errorf("status says\n%s%v\nwant: no direct path", r.Stdout, err)
-	}
+	ping(t, a, sb.Node.VirtualIP)
+	transfer(t, a, b, sb.Node.VirtualIP, 1<<20)
 	s, err := a.Status(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, _ := s.Peer(b.Name); p.Path.Type != fleet.PathNone {
-		t.Errorf("path = %+v, want none", p.Path)
+	if p, _ := s.Peer(b.Name); p.Path.Type != fleet.PathHubRelay {
+		t.Errorf("path = %+v, want %s", p.Path, fleet.PathHubRelay)
 	}
 }
