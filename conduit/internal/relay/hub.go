@@ -84,7 +84,10 @@ type HubBind struct {
 	wg      sync.WaitGroup
 }
 
-var _ transport.Bind = (*HubBind)(nil)
+var (
+	_ transport.Bind   = (*HubBind)(nil)
+	_ transport.Waiter = (*HubBind)(nil)
+)
 
 // heldPacket waits for the stream.
 type heldPacket struct {
@@ -144,6 +147,9 @@ func (b *HubBind) Want() {
 	defer b.mu.Unlock()
 	b.startLocked()
 }
+
+// SetSendWait implements transport.Waiter: Send never waits.
+func (b *HubBind) SetSendWait(time.Duration) {}
 
 // Send implements transport.Bind. While the stream is not open packets wait for it,
 // a second at most. What is for an address of no peer is left out and counted.

@@ -5,6 +5,7 @@ package relay
 import (
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/transport"
 )
@@ -20,7 +21,10 @@ type PeerBind struct {
 	count counters
 }
 
-var _ transport.Bind = (*PeerBind)(nil)
+var (
+	_ transport.Bind   = (*PeerBind)(nil)
+	_ transport.Waiter = (*PeerBind)(nil)
+)
 
 // NewPeer returns a bind whose packets are handed to send, which must neither
 // block nor keep b. addr names the relaying node.
@@ -47,6 +51,9 @@ func (b *PeerBind) Receive(int, []transport.Message) (int, error) {
 	<-b.in.done
 	return 0, net.ErrClosed
 }
+
+// SetSendWait implements transport.Waiter: Send never waits.
+func (b *PeerBind) SetSendWait(time.Duration) {}
 
 // Send implements transport.Bind.
 func (b *PeerBind) Send(lane int, msgs []transport.Message) (int, error) {

@@ -91,7 +91,10 @@ type TurnBind struct {
 	asked  netip.AddrPort // the newest address that a permission was asked for
 }
 
-var _ transport.Bind = (*TurnBind)(nil)
+var (
+	_ transport.Bind   = (*TurnBind)(nil)
+	_ transport.Waiter = (*TurnBind)(nil)
+)
 
 // peerState is how far an address is.
 type peerState uint8
@@ -202,6 +205,9 @@ func (b *TurnBind) Receive(_ int, msgs []transport.Message) (int, error) { retur
 
 // Counters returns what was carried.
 func (b *TurnBind) Counters() Counters { return b.count.get() }
+
+// SetSendWait implements transport.Waiter: Send never waits.
+func (b *TurnBind) SetSendWait(time.Duration) {}
 
 // Send implements transport.Bind. The first packets to an address wait for the
 // server's permission; those to one that it refuses are dropped and counted.
