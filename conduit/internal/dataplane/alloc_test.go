@@ -37,7 +37,7 @@ func newStill(t testing.TB, paths int) *still {
 		list[i] = Path{Bind: r.d.AddBind(sinkBind{newFakeBind()}), Remote: outerB}
 	}
 	r.d.Track(r.peer, list)
-	r.d.SetWays(r.peer, &Ways{Critical: list, Telemetry: list, Bulk: list})
+	r.d.SetWays(r.peer, ways(list...))
 	r.d.Activate(r.peer, r.sess)
 	r.peer.lastTx.Store(1)
 	return &still{rig: r, s: &sender{d: r.d}, ready: make([]*packet.Buf, 0, 4)}

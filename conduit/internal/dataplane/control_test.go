@@ -126,7 +126,7 @@ func TestHandshakeDatagrams(t *testing.T) {
 
 func TestExpire(t *testing.T) {
 	r := newRig(t)
-	r.sess.SetPath(&Path{Remote: outerB})
+	r.d.SetWays(r.peer, ways(Path{Remote: outerB}))
 	r.d.Activate(r.peer, r.sess)
 	r.dev.in <- numbered(0, 20)
 	<-r.bind.out

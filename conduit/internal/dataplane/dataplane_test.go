@@ -152,6 +152,9 @@ func newRig(t testing.TB) *rig {
 	return r
 }
 
+// ways sends all that a peer is sent on the same paths.
+func ways(paths ...Path) *Ways { return &Ways{Critical: paths, Telemetry: paths, Bulk: paths} }
+
 func udp(src, dst netip.Addr, n int) []byte {
 	b := make([]byte, 28+n)
 	b[0], b[2], b[3], b[9] = 0x45, byte(len(b)>>8), byte(len(b)), 17
@@ -200,7 +203,7 @@ func TestHeldUntilSession(t *testing.T) {
 	if p := <-r.want; p != r.peer {
 		t.Fatalf("asked for %v", p)
 	}
-	r.sess.SetPath(&Path{Remote: outerB})
+	r.d.SetWays(r.peer, ways(Path{Remote: outerB}))
 	r.d.Activate(r.peer, r.sess)
 	m := <-r.bind.out
 	var h wire.Header
@@ -236,7 +239,7 @@ func TestNoOvertakingWhileHeld(t *testing.T) {
 		defer r.peer.mu.Unlock()
 		return len(r.peer.held) == 2
 	})
-	r.sess.SetPath(&Path{Remote: outerB})
+	r.d.SetWays(r.peer, ways(Path{Remote: outerB}))
 	r.d.Activate(r.peer, r.sess)
 	for want := byte(1); want <= 2; want++ {
 		m := <-r.bind.out
@@ -265,7 +268,7 @@ func TestStale(t *testing.T) {
 	now := r.d.Now()
 	r.d.admit(nil, old, now-maxHeldAge-1)
 	r.d.admit(nil, fresh, now)
-	r.sess.SetPath(&Path{Remote: outerB})
+	r.d.SetWays(r.peer, ways(Path{Remote: outerB}))
 	r.d.Activate(r.peer, r.sess)
 	m := <-r.bind.out
 	if got := len(m.Buf) - grown; got != 48 {

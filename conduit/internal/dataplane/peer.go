@@ -114,7 +114,6 @@ type Session struct {
 	recv [packet.NumLanes]seal.Receiver
 
 	overhead   int // what a packet grows by
-	path       atomic.Pointer[Path]
 	lastRecv   stamp
 	expires    stamp
 	probes     limiter
@@ -146,13 +145,6 @@ func overhead(suite wire.Suite) int {
 	}
 	return wire.Overhead
 }
-
-// Path returns the path that SetPath set, or nil.
-func (s *Session) Path() *Path { return s.path.Load() }
-
-// SetPath sets the path on which packets of s leave while SetWays was never called
-// for its peer.
-func (s *Session) SetPath(p *Path) { s.path.Store(p) }
 
 // Expire ends the session at a time on the clock of Now: nothing is sealed or
 // opened from then on.

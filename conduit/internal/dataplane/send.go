@@ -127,14 +127,9 @@ func (s *sender) peer(p *Peer, b *packet.Buf) {
 		return
 	}
 	set := p.ways.Load()
-	var legacy [1]way
 	var ways []way
-	switch {
-	case set != nil:
+	if set != nil {
 		ways = set.choose(b.Lane, b.FlowHash)
-	case sess.path.Load() != nil:
-		legacy[0].Path = *sess.path.Load()
-		ways = legacy[:]
 	}
 	critical := b.Lane == packet.Critical
 	if critical {
@@ -182,17 +177,13 @@ func (s *sender) peer(p *Peer, b *packet.Buf) {
 func (s *sender) control(c *controlDest, b *packet.Buf) {
 	d, sess := s.d, c.session
 	var ways []way
-	set := sess.Peer.ways.Load()
-	switch {
-	case len(c.paths) > 0:
+	if len(c.paths) > 0 {
 		ways = make([]way, len(c.paths))
 		for i, path := range c.paths {
 			ways[i] = way{Path: path, stat: sess.Peer.statOf(path)}
 		}
-	case set != nil:
+	} else if set := sess.Peer.ways.Load(); set != nil {
 		ways = set.lanes[packet.Critical]
-	case sess.path.Load() != nil:
-		ways = []way{{Path: *sess.path.Load()}}
 	}
 	if len(ways) == 0 {
 		d.stats.tx[TxNoPath].Add(1)
