@@ -107,6 +107,7 @@ func (p *peer) tickPaths(now time.Time) (next time.Time) {
 		if c.LastRecv != 0 {
 			p.paths.Heard(path.ID(c.Path), now.Add(-time.Duration(base-c.LastRecv)), now)
 		}
+		p.loaded(c, now)
 	}
 	d := p.demand()
 	switch {
@@ -133,6 +134,29 @@ func (p *peer) tickPaths(now time.Time) (next time.Time) {
 		}
 	}
 	return next
+}
+
+// load is what a path had carried at a time.
+type load struct {
+	at             time.Time
+	packets, bytes uint64
+}
+
+// loaded tells the path set of paths that carry large packets.
+func (p *peer) loaded(c dataplane.PathCounters, now time.Time) {
+	const gap, few, large = 500 * time.Millisecond, 4, 1000
+	was, known := p.loads[c.Path]
+	if known && now.Sub(was.at) < gap {
+		return
+	}
+	if p.loads == nil || len(p.loads) > 2*path.MaxPaths {
+		p.loads = make(map[dataplane.Path]load)
+	}
+	p.loads[c.Path] = load{now, c.TxPackets, c.TxBytes}
+	// Half of what is sent beside a bulk flow is small: one large packet in four counts.
+	if packets, bytes := c.TxPackets-was.packets, c.TxBytes-was.bytes; known && packets >= few && bytes > packets*large/4 {
+		p.paths.Loaded(path.ID(c.Path), now)
+	}
 }
 
 // doubt begins a handshake where a peer that is talked to says nothing: it may have

@@ -74,6 +74,7 @@ type peer struct {
 	rtt         time.Duration
 	generation  uint64 // of paths, when they were last tracked
 	tracked     []dataplane.Path
+	loads       map[dataplane.Path]load
 	activeSince time.Time        // since when applications talk
 	noDirect    time.Time        // since when there is a session and no direct path; zero: there is
 	hubRelay    bool             // the hub's relay stream is one of the paths

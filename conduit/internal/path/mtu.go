@@ -23,6 +23,7 @@ const (
 	mtuTries    = 3 // lost probes of one size that mean too big
 	mtuAttempts = 8 // of which more are lost together with small ones
 	confirmGap  = 30 * time.Second
+	loadedGap   = time.Second // the same while large packets are sent
 	raiseGap    = 10 * time.Minute
 	// fallGap is how long packets that are too big may still come.
 	fallGap = 50 * time.Millisecond
@@ -46,6 +47,7 @@ type mtu struct {
 	small    uint32 // and its small companion
 	deadline dur
 	next     dur // the next confirmation or climb
+	began    dur // the last one
 	raiseAt  dur
 }
 
@@ -122,7 +124,7 @@ func (s *Set) tickMTU(p *path) {
 func (s *Set) stepMTU(p *path) {
 	m := &p.m
 	if m.trying < 0 { // time to confirm or to climb
-		m.fails, m.attempts = 0, 0
+		m.fails, m.attempts, m.began = 0, 0, s.now
 		if m.raiseAt <= s.now {
 			m.raiseAt, m.ceiling = never, len(outerSizes)
 		}
@@ -209,6 +211,20 @@ func (s *Set) rest(p *path) {
 func (s *Set) setMTU(p *path, i int, confirmed bool) {
 	p.m.cur, p.m.confirmed = i, confirmed
 	s.dirty = true
+}
+
+// Loaded says that large packets are being sent on id. A router that begins to drop
+// them tells nobody: the size is confirmed every second then, so that a flow does
+// not stand still for long (RFC 8899, section 4.3).
+func (s *Set) Loaded(id ID, now time.Time) {
+	s.advance(now)
+	p := s.byID[norm(id)]
+	if p == nil || p.m.fixed != 0 || p.m.trying >= 0 || !p.m.confirmed {
+		return
+	}
+	if due := max(p.m.began+loadedGap, s.now); due < p.m.next {
+		p.m.next = due
+	}
 }
 
 // TooBig says that the kernel refuses a datagram on id for its size.

@@ -77,6 +77,23 @@ func TestMTUBlackHoleAndRaise(t *testing.T) {
 	}
 }
 
+// While large packets are sent, a router that begins to drop them is found out
+// within two seconds.
+func TestMTUBlackHoleUnderLoad(t *testing.T) {
+	w := direct(t, 1500)
+	w.run(5 * time.Second)
+	a := w.a()
+	sizes(w, 1400)
+	shrunk := w.now
+	for range 40 {
+		w.run(100 * time.Millisecond)
+		a.set.Loaded(ID{1, ap(b1)}, w.now)
+	}
+	if d, ok := a.firstChange(shrunk, func(w *Ways) bool { return w.MTU <= 1400-28 }); !ok || d > 2*time.Second {
+		t.Errorf("a size that passes in use %v after (%v), ways %s", d, ok, waysString(a.ways))
+	}
+}
+
 // Loss of everything says nothing of the size.
 func TestMTUSurvivesOutage(t *testing.T) {
 	w := direct(t, 1500)

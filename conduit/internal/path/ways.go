@@ -374,9 +374,11 @@ func (s *Set) bonded() bool {
 
 // since is what a path that is new in Critical may have missed.
 func (s *Set) since(old, now []*path) time.Time {
-	at, longest := s.missed, time.Duration(0)
+	at, longest, proved := s.missed, time.Duration(0), never
 	for _, p := range old {
 		longest = max(longest, p.q.srtt)
+		// One that is about to die without a word is still valid here.
+		proved = min(proved, p.heard-p.q.srtt-failMargin)
 		if p.gone || p.state != StateValid {
 			// It carried what was sent a round trip before the last word of the peer. But
 			// for the probe that was answered last, we know of their direction only.
@@ -395,7 +397,7 @@ func (s *Set) since(old, now []*path) time.Time {
 	case len(old) == 0:
 		at = s.now
 	default:
-		at = s.now - longest - upgradeMargin
+		at = min(s.now-longest-upgradeMargin, proved)
 	}
 	s.missed = never
 	return s.clock(max(at, s.now-maxResend))
