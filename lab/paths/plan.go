@@ -31,6 +31,8 @@ type Case struct {
 	Rivals bool
 	// Slow cases run only where that is asked for.
 	Slow bool
+	// Alone is set where the case loads the machine: nothing else may run beside it.
+	Alone bool
 
 	run func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error
 }
@@ -303,7 +305,7 @@ func blockedPlan() Scenario {
 	return Scenario{
 		Name: "blocked", Title: "No UDP at all",
 		Text: "All UDP is dropped in the internet, uplinks carry 20 Mbit/s; Critical round trips alone and beside 24 Mbit/s of Bulk over the same stream.",
-		Cases: []Case{{Name: "hub stream", Limit: minute, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
+		Cases: []Case{{Name: "hub stream", Limit: minute, Alone: true, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
 			r, err := UDPBlocked(ctx, lab, sys, 8*time.Second)
 			if err != nil {
 				return err
@@ -326,7 +328,7 @@ func attackPlan() Scenario {
 	return Scenario{
 		Name: "attack", Title: "Junk at the port",
 		Text: "A third host sends 50,000 datagrams a second of 124 bytes (INVITEs: 2,000) to one robot's UDP port while Critical round trips are measured. Nothing is shaped; attacker, routers and robots share the cores. The *insider* knows the certificates of both robots, has cookies for 16 addresses and forges 2,000 INVITEs a second, in three pieces each, whose signature alone is wrong. A rival gets data packets of its own format with unknown indexes.",
-		Cases: []Case{{Name: "junk", Limit: 3 * minute, Rivals: true, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
+		Cases: []Case{{Name: "junk", Limit: 3 * minute, Rivals: true, Alone: true, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
 			all, err := Attacks(ctx, lab, sys, 8*time.Second, JunkOf(sys)...)
 			if err != nil {
 				return err
@@ -356,7 +358,7 @@ func mtuPlan() Scenario {
 	}
 	for _, mtu := range []int{1400, 1280} {
 		sc.Cases = append(sc.Cases,
-			Case{Name: fmt.Sprintf("%d bytes, from the start", mtu), Limit: minute, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
+			Case{Name: fmt.Sprintf("%d bytes, from the start", mtu), Limit: minute, Alone: true, run: func(ctx context.Context, lab *netns.Lab, s *sheet, sys System) error {
 				r, err := NarrowPath(ctx, lab, sys, mtu)
 				if err != nil {
 					return err

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -48,7 +49,7 @@ type file struct {
 type options struct {
 	only, cases   string
 	system        string
-	runs          int
+	runs, jobs    int
 	rivals, slow  bool
 	asJSON        bool
 	out, saveJSON string
@@ -62,6 +63,7 @@ func run(ctx context.Context, args []string) error {
 	fs.StringVar(&o.cases, "case", "", "only cases that contain `TEXT`")
 	fs.StringVar(&o.system, "system", "", "only the `SYSTEM` of this name")
 	fs.IntVar(&o.runs, "runs", 3, "how often each case runs")
+	fs.IntVar(&o.jobs, "jobs", 2, "how many cases run at a time, but for those that load the machine")
 	fs.BoolVar(&o.rivals, "rivals", true, "also run the other tunnels that are installed")
 	fs.BoolVar(&o.slow, "slow", false, "also run what takes ten minutes, once")
 	fs.BoolVar(&o.asJSON, "json", false, "print the report as JSON")
@@ -82,8 +84,8 @@ func run(ctx context.Context, args []string) error {
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	if o.runs < 0 {
-		return fmt.Errorf("-runs %d: want 0 or more", o.runs)
+	if o.runs < 0 || o.jobs < 1 {
+		return fmt.Errorf("-runs %d, -jobs %d: want 0 or more, 1 or more", o.runs, o.jobs)
 	}
 	// Five meetings in each cell of the NAT matrix are the least for a percentile.
 	plan := paths.Plan(max(1, (5+o.runs-1)/max(o.runs, 1)))
@@ -125,6 +127,7 @@ func run(ctx context.Context, args []string) error {
 			rep.Add(*fig)
 		}
 	}
+	var tasks []task
 	for n := range o.runs {
 		for _, sc := range chosen {
 			for _, c := range sc.Cases {
@@ -135,35 +138,75 @@ func run(ctx context.Context, args []string) error {
 					if i > 0 && !c.Rivals || o.system != "" && o.system != sys.Name {
 						continue
 					}
-					if err := one(ctx, rep, sc.Name, c, sys, n); err != nil {
-						return err
-					}
+					tasks = append(tasks, task{scenario: sc.Name, c: c, sys: sys, run: n + 1})
 				}
 			}
 		}
 	}
-	return publish(rep, about, plan, o)
+	runErr := runAll(ctx, tasks, o.jobs)
+	for _, t := range tasks {
+		rep.Add(t.figures...)
+	}
+	return errors.Join(runErr, publish(rep, about, plan, o))
 }
 
-// one runs a case; only the end of ctx is an error.
-func one(ctx context.Context, rep *paths.Report, scenario string, c paths.Case, sys paths.System, n int) error {
-	began := time.Now()
-	figs, err := c.Run(ctx, scenario, sys)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	rep.Add(figs...)
-	fmt.Fprintf(os.Stderr, "%s run %d: %s: %s: %s: %.0f s", time.Now().Format(time.TimeOnly), n+1, scenario, c.Name, sys.Name, time.Since(began).Seconds())
-	for _, f := range figs {
-		if !f.OK() {
-			fmt.Fprintf(os.Stderr, "; missed: %s %s, %s", f.What, f.Show(), f.Case)
+// task is a case of one run.
+type task struct {
+	scenario string
+	c        paths.Case
+	sys      paths.System
+	run      int
+
+	figures []paths.Figure
+}
+
+// runAll runs the tasks in their order, some at a time.
+func runAll(ctx context.Context, tasks []task, jobs int) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	free := make(chan struct{}, jobs)
+	for i := range tasks {
+		t := &tasks[i]
+		need := 1
+		if t.c.Alone {
+			need = jobs
 		}
-	}
-	fmt.Fprintln(os.Stderr)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "  %v\n", err)
+		for range need {
+			select {
+			case free <- struct{}{}:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		wg.Go(func() {
+			t.do(ctx)
+			for range need {
+				<-free
+			}
+		})
 	}
 	return nil
+}
+
+// do runs the case and says how it went.
+func (t *task) do(ctx context.Context) {
+	began := time.Now()
+	figs, err := t.c.Run(ctx, t.scenario, t.sys)
+	if ctx.Err() != nil {
+		return
+	}
+	t.figures = figs
+	var line strings.Builder
+	fmt.Fprintf(&line, "%s run %d: %s: %s: %s: %.0f s", time.Now().Format(time.TimeOnly), t.run, t.scenario, t.c.Name, t.sys.Name, time.Since(began).Seconds())
+	for _, f := range figs {
+		if !f.OK() {
+			fmt.Fprintf(&line, "; missed: %s %s, %s", f.What, f.Show(), f.Case)
+		}
+	}
+	if err != nil {
+		fmt.Fprintf(&line, "\n  %v", err)
+	}
+	fmt.Fprintln(os.Stderr, line.String())
 }
 
 func choose(plan []paths.Scenario, only string) ([]paths.Scenario, error) {
