@@ -350,6 +350,16 @@ type stunSocket struct {
 	bind  int
 	addr  netip.AddrPort
 	name  string // of the interface; empty for none
+
+	metered bool
+}
+
+// Rank puts interfaces that cost last.
+func (s stunSocket) Rank() int {
+	if s.metered {
+		return 1
+	}
+	return 0
 }
 
 func (s stunSocket) Interface() string                    { return s.name }

@@ -146,7 +146,7 @@ func (n *Node) engineConfig(c *engine.Config) {
 
 func (n *Node) addSocket(b transport.Bind, up uplink.Uplink) int {
 	i := n.plane.AddBind(b)
-	if err := n.mux.SetSocket(i, stunSocket{n.plane, i, b.LocalAddr(), up.Name}); err != nil {
+	if err := n.mux.SetSocket(i, stunSocket{n.plane, i, b.LocalAddr(), up.Name, up.Rule.Metered}); err != nil {
 		n.log.Warn("socket for ICE", "interface", up.Name, "err", err)
 	}
 	return i

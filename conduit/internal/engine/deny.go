@@ -117,9 +117,11 @@ func (e *Engine) Denied(list []Denial, all bool) {
 			e.cfg.Logger.Error("the hub denies more than can be kept", "limit", maxDenials)
 		}
 		now := time.Now()
+		e.forwards.clear()
 		for _, p := range e.peers {
 			p.enforce(now)
 		}
+		e.news()
 	})
 }
 

@@ -4,6 +4,7 @@ package engine
 
 import (
 	"sync"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
@@ -63,7 +64,8 @@ func (e *Engine) Forward(from *dataplane.Peer, to identity.PeerID) *dataplane.Pe
 // decideForward: who may talk to each other may do so through us.
 func (e *Engine) decideForward(k pair) {
 	from, to := e.peers[k.from], e.peers[k.to]
-	if from == nil || to == nil || from == to || e.doc == nil {
+	now := time.Now()
+	if from == nil || to == nil || from == to || e.doc == nil || from.shutOut(now) || to.shutOut(now) {
 		e.forwards.set(k, nil)
 		return
 	}

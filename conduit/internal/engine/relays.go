@@ -31,6 +31,13 @@ func (e *Engine) relayBind(relay *peer) int {
 	return bind
 }
 
+// relaysFor reports whether others are reached through p: its own packets must then
+// not go through others, or each would carry the other's for ever.
+func (e *Engine) relaysFor(p *peer) bool {
+	_, ok := e.relayBinds[p.info.ID]
+	return ok
+}
+
 // dropRelay ends the use of a peer as relay.
 func (e *Engine) dropRelay(relay *peer) {
 	bind, ok := e.relayBinds[relay.info.ID]
@@ -62,7 +69,7 @@ func (p *peer) useRelay(relay *peer) {
 // findRelay looks for willing peers where no direct path leads to p, and lets them
 // go when one does.
 func (p *peer) findRelay(now time.Time) {
-	if p.e.cfg.PeerBind == nil || !p.capable() {
+	if p.e.cfg.PeerBind == nil || !p.capable() || p.relays == nil && p.e.relaysFor(p) {
 		return
 	}
 	if p.hasDirect() {
@@ -77,7 +84,7 @@ func (p *peer) findRelay(now time.Time) {
 	}
 	found := false
 	for _, q := range p.e.peers {
-		if q == p || !q.connected() || !q.hasDirect() || q.newest().est.PeerCaps&wire.CapRelay == 0 {
+		if q == p || len(q.relays) > 0 || !q.connected() || !q.hasDirect() || q.newest().est.PeerCaps&wire.CapRelay == 0 {
 			continue
 		}
 		if bind, ok := p.e.relayBinds[q.info.ID]; ok && slices.Contains(p.relays, bind) {
@@ -103,7 +110,7 @@ func (e *Engine) Relayed(relay *dataplane.Peer, from identity.PeerID) (dataplane
 	if !ok && e.cfg.PeerBind != nil {
 		e.box.offer(func() {
 			r, p := e.peers[k.from], e.peers[k.to]
-			if r == nil || p == nil || r == p || !p.hasPaths() || len(p.relays) >= 2*maxRelays {
+			if r == nil || p == nil || r == p || !p.hasPaths() || e.relaysFor(p) || len(r.relays) > 0 || len(p.relays) >= 2*maxRelays {
 				return
 			}
 			now := time.Now()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
 )
@@ -41,6 +42,14 @@ type PathStatus struct {
 	// UplinkName is the interface's.
 	UplinkName string
 	Counters   dataplane.PathCounters
+}
+
+// better: of the paths in use, the one to show.
+func (s *PathStatus) better(o *PathStatus) bool {
+	if valid := s.State == path.StateValid; valid != (o.State == path.StateValid) {
+		return valid
+	}
+	return s.Kind < o.Kind || s.Kind == o.Kind && s.RTT < o.RTT
 }
 
 // Status returns all peers by name and the version of the policy in force.
@@ -100,7 +109,7 @@ func (p *peer) status(now time.Time) PeerStatus {
 		st.Paths = append(st.Paths, PathStatus{Status: s, UplinkName: p.e.uplinkName(s.Uplink), Counters: counters[dataplane.Path(s.ID)]})
 	}
 	for i := range st.Paths {
-		if s := &st.Paths[i]; s.Lanes[0] && (best == nil || s.Kind < best.Kind || s.Kind == best.Kind && s.RTT < best.RTT) {
+		if s := &st.Paths[i]; s.Lanes[packet.Critical] && (best == nil || s.better(best)) {
 			best = s
 		}
 	}
