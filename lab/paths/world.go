@@ -64,15 +64,18 @@ type world struct {
 	sys System
 	wan *netns.WAN
 	hub *fleet.Hub
+	// third is the hub's host where a rival runs.
+	third rival.End
 }
 
-// newWorld makes a world; hub is the cable to the hub.
+// newWorld makes a world; hub is the cable to the hub's host.
 func newWorld(ctx context.Context, lab *netns.Lab, sys System, hub netns.Link) (*world, error) {
 	w := &world{lab: lab, sys: sys, wan: lab.WAN("wan")}
+	h := w.wan.Host("hub", hub)
 	if sys.rival != nil {
+		w.third = rival.End{Host: h, Addr: h.Addr4()}
 		return w, nil
 	}
-	h := w.wan.Host("hub", hub)
 	var err error
 	// The lab's public addresses are those that a hub takes for private ones.
 	w.hub, err = fleet.StartHub(ctx, h, sys.bin, filepath.Join(lab.LogDir(), "hub"), "--turn-allow", "198.18.0.0/15")
@@ -123,7 +126,7 @@ func (w *world) connect(ctx context.Context, a, b *netns.Host) (*pair, error) {
 func (w *world) tunnel(ctx context.Context, a, b *netns.Host) (*pair, error) {
 	p := &pair{hosts: [2]*netns.Host{a, b}}
 	if r := w.sys.rival; r != nil {
-		t, err := r.Start(ctx, w.lab.LogDir(), rival.End{Host: a, Addr: a.Addr4()}, rival.End{Host: b, Addr: b.Addr4()})
+		t, err := r.Start(ctx, w.lab.LogDir(), rival.End{Host: a, Addr: a.Addr4()}, rival.End{Host: b, Addr: b.Addr4()}, w.third)
 		if err != nil {
 			return nil, err
 		}

@@ -67,7 +67,7 @@ func (r *Report) Markdown(out io.Writer, about About, plan []Scenario) error {
 		}
 	}
 	fmt.Fprintf(&b, "\n%d of %d goals hold. ", judged-len(missed), judged)
-	b.WriteString("A case that came to no end counts as missed. Times are medians of the runs with the range in brackets, where nothing else is said; packets that were lost or came twice are those of all runs together. Other tunnels are configured as their manuals say, with the addresses of both ends given to both, and no relay or lighthouse; they are the programs of the system, or other builds in the folder that `BAUXITE_LAB_RIVALS` names.\n")
+	b.WriteString("A case that came to no end counts as missed. Times are medians of the runs with the range in brackets, where nothing else is said; packets that were lost or came twice are those of all runs together. Other tunnels are configured as their manuals say, WireGuard with the addresses of both ends and a keepalive of 25 s, Nebula with a lighthouse that also relays; they are the programs of the system, or other builds in the folder that `BAUXITE_LAB_RIVALS` names.\n")
 	for _, sc := range plan {
 		figs := r.of(sc.Name)
 		if len(figs) == 0 {

@@ -63,15 +63,16 @@ type End struct {
 type Tunnel struct {
 	// Virtual are the addresses of the ends inside the tunnel.
 	Virtual [2]netip.Addr
-	// Procs are the daemons.
-	Procs [2]*netns.Proc
+	// Procs are the daemons, helper the third one, if there is one.
+	Procs  [2]*netns.Proc
+	helper *netns.Proc
 	// Port is the UDP port of both ends.
 	Port uint16
 }
 
 // Stop ends the daemons.
 func (t *Tunnel) Stop() {
-	for _, p := range t.Procs {
+	for _, p := range append(t.Procs[:], t.helper) {
 		if p != nil {
 			p.Stop(stopPatience)
 		}
@@ -86,7 +87,7 @@ type System struct {
 	Programs []string
 
 	version []string
-	start   func(ctx context.Context, dir string, ends [2]End) (*Tunnel, error)
+	start   func(ctx context.Context, dir string, ends [2]End, third End) (*Tunnel, error)
 }
 
 // All are the systems known here.
@@ -129,10 +130,11 @@ func (s System) Version(ctx context.Context) string {
 	return v
 }
 
-// Start starts the tunnel, with its files in dir. Whether it carries anything is
-// for the caller to see.
-func (s System) Start(ctx context.Context, dir string, a, b End) (*Tunnel, error) {
-	t, err := s.start(ctx, dir, [2]End{a, b})
+// Start starts the tunnel, with its files in dir. A system that has a place for
+// a public helper (Nebula's lighthouse and relay) runs it on third. Whether the
+// tunnel carries anything is for the caller to see.
+func (s System) Start(ctx context.Context, dir string, a, b, third End) (*Tunnel, error) {
+	t, err := s.start(ctx, dir, [2]End{a, b}, third)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.Name, err)
 	}
@@ -148,7 +150,7 @@ var virtual = [2]netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAdd
 // sockets are files that all namespaces share.
 var devices atomic.Int64
 
-func startWireGuard(ctx context.Context, dir string, ends [2]End) (_ *Tunnel, err error) {
+func startWireGuard(ctx context.Context, dir string, ends [2]End, _ End) (_ *Tunnel, err error) {
 	t := &Tunnel{Virtual: virtual, Port: port}
 	defer func() {
 		if err != nil {
@@ -232,6 +234,9 @@ func awaitFile(ctx context.Context, p *netns.Proc, path string) error {
 	}
 }
 
+// lighthouse is the third one's address inside the tunnel.
+var lighthouse = netip.MustParseAddr("10.77.0.254")
+
 const nebulaConfig = `pki:
   ca: %[1]s/ca.crt
   cert: %[1]s/node%[2]d.crt
@@ -239,7 +244,13 @@ const nebulaConfig = `pki:
 static_host_map:
   "%[3]v": ["%[4]v"]
 lighthouse:
-  am_lighthouse: false
+  am_lighthouse: %[6]v
+  interval: 10
+  hosts: [%[7]s]
+relay:
+  am_relay: %[6]v
+  use_relays: true
+  relays: [%[7]s]
 listen:
   host: 0.0.0.0
   port: %[5]d
@@ -258,31 +269,47 @@ firewall:
     - {port: any, proto: any, host: any}
 `
 
-func startNebula(ctx context.Context, dir string, ends [2]End) (_ *Tunnel, err error) {
+func startNebula(ctx context.Context, dir string, ends [2]End, third End) (_ *Tunnel, err error) {
 	t := &Tunnel{Virtual: virtual, Port: port}
 	defer func() {
 		if err != nil {
 			t.Stop()
 		}
 	}()
-	h := ends[0].Host
 	file := func(name string) string { return filepath.Join(dir, name) }
-	if _, err := h.Run(ctx, program("nebula-cert"), "ca", "-name", "lab", "-out-crt", file("ca.crt"), "-out-key", file("ca.key")); err != nil {
+	cert := func(args ...string) error {
+		_, err := third.Host.Run(ctx, program("nebula-cert"), args...)
+		return err
+	}
+	if err := cert("ca", "-name", "lab", "-out-crt", file("ca.crt"), "-out-key", file("ca.key")); err != nil {
 		return nil, err
 	}
-	for i, e := range ends {
-		other := 1 - i
-		if _, err := h.Run(ctx, program("nebula-cert"), "sign", "-ca-crt", file("ca.crt"), "-ca-key", file("ca.key"),
-			"-name", fmt.Sprintf("node%d", i), "-ip", virtual[i].String()+"/24",
-			"-out-crt", file(fmt.Sprintf("node%d.crt", i)), "-out-key", file(fmt.Sprintf("node%d.key", i))); err != nil {
+	// The lighthouse first: the others ask it for each other.
+	for _, n := range []struct {
+		number int
+		host   *netns.Host
+		addr   netip.Addr
+		proc   **netns.Proc
+	}{
+		{2, third.Host, lighthouse, &t.helper},
+		{0, ends[0].Host, virtual[0], &t.Procs[0]},
+		{1, ends[1].Host, virtual[1], &t.Procs[1]},
+	} {
+		name := fmt.Sprintf("node%d", n.number)
+		if err := cert("sign", "-ca-crt", file("ca.crt"), "-ca-key", file("ca.key"), "-name", name, "-ip", n.addr.String()+"/24",
+			"-out-crt", file(name+".crt"), "-out-key", file(name+".key")); err != nil {
 			return nil, err
 		}
-		text := fmt.Sprintf(nebulaConfig, dir, i, virtual[other], netip.AddrPortFrom(ends[other].Addr, port), port)
-		if err := os.WriteFile(file(fmt.Sprintf("node%d.yml", i)), []byte(text), 0o600); err != nil {
+		helper := n.addr == lighthouse
+		hosts := fmt.Sprintf("%q", lighthouse)
+		if helper {
+			hosts = ""
+		}
+		text := fmt.Sprintf(nebulaConfig, dir, n.number, lighthouse, netip.AddrPortFrom(third.Addr, port), port, helper, hosts)
+		if err := os.WriteFile(file(name+".yml"), []byte(text), 0o600); err != nil {
 			return nil, fmt.Errorf("write configuration: %w", err)
 		}
-		t.Procs[i], err = e.Host.Command(context.WithoutCancel(ctx), netns.ProcConfig{Name: "nebula"},
-			program("nebula"), "-config", file(fmt.Sprintf("node%d.yml", i)))
+		*n.proc, err = n.host.Command(context.WithoutCancel(ctx), netns.ProcConfig{Name: "nebula"}, program("nebula"), "-config", file(name+".yml"))
 		if err != nil {
 			return nil, err
 		}

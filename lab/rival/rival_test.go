@@ -26,10 +26,10 @@ func TestStart(t *testing.T) {
 				t.Skip(err)
 			}
 			wan := lab.WAN("wan")
-			a, b := wan.Host("a", netns.Link{}), wan.Host("b", netns.Link{})
+			a, b, c := wan.Host("a", netns.Link{}), wan.Host("b", netns.Link{}), wan.Host("c", netns.Link{})
 			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 			defer cancel()
-			tun, err := s.Start(ctx, lab.LogDir(), End{a, a.Addr4()}, End{b, b.Addr4()})
+			tun, err := s.Start(ctx, lab.LogDir(), End{a, a.Addr4()}, End{b, b.Addr4()}, End{c, c.Addr4()})
 			if err != nil {
 				t.Fatal(err)
 			}
