@@ -99,7 +99,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	systems := []paths.System{paths.Bauxite(bin)}
 	about := paths.About{
-		Command: strings.TrimSpace("go run ./lab/cmd/paths " + strings.Join(args, " ")),
+		Command: command(fs),
 		Date:    time.Now().UTC().Format(time.DateOnly), Runs: o.runs, Systems: []string{"bauxite"},
 	}
 	about.Machine()
@@ -123,6 +123,7 @@ func run(ctx context.Context, args []string) error {
 		if err := json.Unmarshal(b, &f); err != nil {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
+		about.Runs, about.Date, about.Systems = max(about.Runs, f.About.Runs), f.About.Date, longer(f.About.Systems, about.Systems)
 		for _, fig := range f.Report.Figures {
 			rep.Add(*fig)
 		}
@@ -148,6 +149,27 @@ func run(ctx context.Context, args []string) error {
 		rep.Add(t.figures...)
 	}
 	return errors.Join(runErr, publish(rep, about, plan, o))
+}
+
+// command is what makes the same figures, without the places that files went to.
+func command(fs *flag.FlagSet) string {
+	var flags []string
+	fs.Visit(func(f *flag.Flag) {
+		if !slices.Contains([]string{"out", "save", "merge", "json", "jobs"}, f.Name) && (f.Name != "runs" || f.Value.String() != "0") {
+			flags = append(flags, strings.TrimSuffix(fmt.Sprintf("-%s=%s", f.Name, f.Value), "=true"))
+		}
+	})
+	if len(flags) == 0 {
+		return "make lab"
+	}
+	return fmt.Sprintf("make lab LAB_FLAGS=%q", strings.Join(flags, " "))
+}
+
+func longer(a, b []string) []string {
+	if len(b) > len(a) {
+		return b
+	}
+	return a
 }
 
 // task is a case of one run.
