@@ -38,9 +38,9 @@ type Config struct {
 	// every peer, or "auto": AES where both ends have hardware for it. A FIPS build
 	// (package fips) takes only AES, and so refuses an explicit "chacha20poly1305".
 	Cipher string
-	// Rehandshake is the age at which a session's keys are replaced by a full
-	// handshake through the hub; the old ones serve until the new ones do. Zero
-	// means one hour, negative never.
+	// Rehandshake is the age at which a session is replaced by a full handshake,
+	// inside it or through the hub; the old one serves until the new one does. Zero
+	// means one hour, negative never. Its keys are replaced every two minutes anyhow.
 	Rehandshake time.Duration
 	// Hub is the link to the control plane.
 	Hub HubConnector

@@ -9,7 +9,7 @@
 //  3. route      same goroutine, immutable snapshot of the mesh's addresses
 //  4. policy     same goroutine: the verdict
 //  5. lane       one lock per batch; the reader never waits for the network
-//  6. seal       one goroutine per uplink, when the packet leaves its lane
+//  6. seal       one goroutine for all, when the packet leaves its lane
 //  7. transport  same goroutine, a batch at a time
 //
 // Inbound (inbound.go):

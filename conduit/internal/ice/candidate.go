@@ -87,7 +87,7 @@ func parseCandidate(s string) (candidate, error) {
 // Candidate is an address at which a peer may reach us.
 type Candidate struct {
 	Addr netip.AddrPort
-	// Type is TypeHost or TypeSrflx.
+	// Type is TypeHost, TypeSrflx or TypeRelay.
 	Type string
 	// Sock is the socket behind the address.
 	Sock int

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package session sets up and keeps the keys shared with one peer: handshake BX1
-// (docs/wire.md), its retries, and the sealed candidates that follow it.
+// Package session sets up and keeps the keys shared with one peer, as docs/wire.md
+// says: a Machine runs handshake BX1, its retries, and the sealed candidates that
+// follow it; a Rekeyer replaces the keys of a session in band; the Courier of a
+// node carries handshakes over UDP while the hub is away.
 //
-// A Machine has no sockets, clock or goroutines: Connect, Step and Tick feed it,
-// Ready says what to do. It is not safe for concurrent use.
+// None of them has sockets, a clock or goroutines: Step and Tick feed them, Ready
+// says what to do. They are not safe for concurrent use.
 package session
 
 import (

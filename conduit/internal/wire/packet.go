@@ -101,7 +101,9 @@ type Probe struct {
 	Uplink uint8
 	// Path is the sender's own number for the path.
 	Path uint16
-	Seq  uint32
+	// Seq is the sender's number of the probe, from 1 over all paths; 0 measures
+	// nothing.
+	Seq uint32
 	// Sent is the sender's monotonic clock in nanoseconds; the receiver returns it
 	// unread.
 	Sent uint64
