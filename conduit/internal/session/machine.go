@@ -5,8 +5,8 @@
 // follow it; a Rekeyer replaces the keys of a session in band; the Courier of a
 // node carries handshakes over UDP while the hub is away.
 //
-// None of them has sockets, a clock or goroutines: Step and Tick feed them, Ready
-// says what to do. They are not safe for concurrent use.
+// None of them has sockets, a clock or goroutines: messages and times are fed to
+// them, Ready says what to do. They are not safe for concurrent use.
 package session
 
 import (
