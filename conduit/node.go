@@ -382,6 +382,7 @@ func (h hubEvents) HubState(connected bool, err error) {
 	if err != nil {
 		h.n.hub.Error = err.Error()
 	}
+	h.n.underlay.hubUp.Store(connected)
 	h.n.engine.HubState(connected)
 	if h.n.underlay.turns != nil && connected {
 		h.n.underlay.turns.Retry()

@@ -52,7 +52,7 @@ func (n *Node) takeState(ctx context.Context) (*snapshot.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(st.Peers) == 0 && st.Policy == nil {
+	if len(st.Peers) == 0 && st.Policy == nil && len(st.Denials) == 0 {
 		return nil, nil // the hub has not told us yet
 	}
 	now := time.Now()

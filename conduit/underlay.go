@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
@@ -31,6 +32,8 @@ type underlay struct {
 	hub     *relay.HubBind // nil: the connector carries no packets
 	hubBind int
 	turns   *relay.Turns // nil likewise
+
+	hubUp atomic.Bool
 
 	mu     sync.Mutex // guards the rest
 	bounds []uplink.Bound
@@ -166,7 +169,6 @@ func (n *Node) uplinksChanged(list []uplink.Bound) {
 	n.underlay.mu.Unlock()
 	socks := make([]engine.Socket, 0, len(list))
 	var turns []relay.TurnUplink
-	redial := false
 	for _, b := range list {
 		s := engine.Socket{Name: b.Uplink.Name, Moved: b.Moved}
 		s.Local = path.Local{
@@ -175,23 +177,42 @@ func (n *Node) uplinksChanged(list []uplink.Bound) {
 		}
 		socks = append(socks, s)
 		if b.Moved {
-			redial = true
 			n.mux.FlushSocket(b.Bind)
 		}
 		if b.V4 && !b.Fallback {
 			turns = append(turns, relay.TurnUplink{Name: b.Uplink.Name, Number: b.Uplink.Number})
 		}
 	}
-	for _, b := range before {
-		redial = redial || !slices.ContainsFunc(list, func(o uplink.Bound) bool { return o.Bind == b.Bind })
-	}
-	redial = redial || len(before) > 0 && len(list) > len(before)
 	n.engine.SetUplinks(socks)
 	if n.underlay.turns != nil {
 		n.underlay.turns.SetUplinks(turns)
 	}
-	if r, ok := n.cfg.Hub.(interface{ Redial() }); ok && redial {
-		r.Redial() // its connection may have left by what is gone
+	n.redial(before, list)
+}
+
+// redialer is implemented by a HubConnector whose link can be made anew.
+type redialer interface {
+	Redial()
+	LocalAddr() netip.Addr
+}
+
+// redial makes the hub link anew where the address that it left from is gone: it
+// would notice by itself, but late.
+func (n *Node) redial(before, now []uplink.Bound) {
+	r, ok := n.cfg.Hub.(redialer)
+	if !ok || len(before) == 0 {
+		return
+	}
+	local := r.LocalAddr()
+	has := func(list []uplink.Bound) bool {
+		return slices.ContainsFunc(list, func(b uplink.Bound) bool { return slices.Contains(b.Uplink.Addrs, local) })
+	}
+	gone := has(before) && !has(now)
+	moved := slices.ContainsFunc(now, func(b uplink.Bound) bool {
+		return b.Moved && !b.Fallback && slices.Contains(b.Uplink.Addrs, local)
+	})
+	if gone || moved || len(before) < len(now) && !n.underlay.hubUp.Load() {
+		r.Redial()
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"sync"
 	"sync/atomic"
@@ -79,12 +80,14 @@ type Connector struct {
 	url    *url.URL
 	timing timing
 	log    *slog.Logger
+	poke   chan struct{} // capacity 1: try again now
 
 	mu      sync.Mutex // guards the following
 	running bool
 	queue   chan outgoing // of the connection whose signalling is ready, else nil
 	redial  func(error)   // ends the connection there is, else nil
 	session *session      // of the connection there is, else nil
+	local   netip.Addr    // that the last connection was made from
 	// sessionChanged is closed when session changes.
 	sessionChanged chan struct{}
 	// interests are the peers that were resolved, the newest last.
@@ -116,7 +119,7 @@ func New(cfg Config) (*Connector, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Connector{cfg: cfg, url: u, timing: defaultTiming, log: log, sessionChanged: make(chan struct{})}, nil
+	return &Connector{cfg: cfg, url: u, timing: defaultTiming, log: log, sessionChanged: make(chan struct{}), poke: make(chan struct{}, 1)}, nil
 }
 
 // Signal implements conduit.HubConnector. It returns an error that Is ErrDown,
@@ -139,14 +142,38 @@ func (c *Connector) Signal(to identity.PeerID, body []byte) error {
 }
 
 // Redial ends the connection to the hub, where there is one, and opens another at
-// once, so that the hub sees a renewed certificate. The topology goes on where it
-// was. It does not wait.
+// once, so that the hub sees a renewed certificate or the link leaves by another
+// interface; between two tries it cuts the pause short. The topology goes on where
+// it was. It does not wait.
 func (c *Connector) Redial() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.redial != nil {
 		c.redial(errRedial)
+	} else {
+		select {
+		case c.poke <- struct{}{}:
+		default:
+		}
 	}
+}
+
+// LocalAddr returns the address of ours that the link leaves from; the zero value
+// where none was made yet, or where it has none. Safe for concurrent use.
+func (c *Connector) LocalAddr() netip.Addr {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.local
+}
+
+func (c *Connector) noteLocal(a net.Addr) {
+	var local netip.Addr
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		local = tcp.AddrPort().Addr().Unmap()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.local = local
 }
 
 func (c *Connector) setRedial(f func(error)) {
@@ -205,10 +232,12 @@ func (c *Connector) Run(ctx context.Context, ev conduit.HubEvents) error {
 		}
 		select {
 		case <-time.After(c.delay(failures, up > 0, err)):
+			failures++
+		case <-c.poke:
+			failures = 0
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		failures++
 	}
 }
 
@@ -278,9 +307,16 @@ func (s *state) hub(connected bool, err error) bool {
 // transport is made anew for each connection, so that a connection whose other
 // end is gone is never used again.
 func (c *Connector) transport(cert *tls.Certificate, meshID string) *http.Transport {
-	dial := c.cfg.DialContext
-	if dial == nil {
-		dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	base := c.cfg.DialContext
+	if base == nil {
+		base = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	}
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := base(ctx, network, addr)
+		if err == nil {
+			c.noteLocal(conn.LocalAddr())
+		}
+		return conn, err
 	}
 	var p http.Protocols
 	p.SetHTTP2(true)

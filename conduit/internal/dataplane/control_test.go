@@ -91,7 +91,7 @@ func TestHandshakeDatagrams(t *testing.T) {
 	(&wire.Header{Type: wire.TypeHandshake}).Put(b)
 	r.receive(b)
 	until(t, "dropped without a hook", func() bool { return r.rx(RxType) == 1 })
-	got := make(chan Path, 1024)
+	got := make(chan Path, 4096)
 	hook := func(from Path, b []byte) {
 		if len(b) == 100 {
 			got <- from
@@ -99,11 +99,11 @@ func TestHandshakeDatagrams(t *testing.T) {
 	}
 	rd := &reader{d: r.d, link: r.d.list()[0], now: 5}
 	r.d.cfg.Handshake = hook
-	for range 300 {
+	for range 2200 {
 		rd.datagram(b, Path{Bind: 3, Remote: outerB})
 	}
-	if n := len(got); n != 100 {
-		t.Errorf("%d of 300 at once, want 100", n)
+	if n := len(got); n != 2000 {
+		t.Errorf("%d of 2200 at once, want 2000", n)
 	}
 	if p := <-got; p != (Path{3, outerB}) {
 		t.Errorf("came on %v", p)

@@ -63,8 +63,8 @@ type Config struct {
 	Mesh []netip.Prefix
 	// Control takes events of sessions. Body is its to keep.
 	Control func(Control)
-	// Handshake takes whole HANDSHAKE datagrams, at most 200 a second; it must not
-	// keep b. Nil: they are dropped.
+	// Handshake takes whole HANDSHAKE datagrams, at most 20,000 a second, on the
+	// reader's goroutine: it must tell cheaply what is a stranger's, and not keep b. Nil: they are dropped.
 	Handshake func(from Path, b []byte)
 	// Forward returns the peer that a packet from a peer goes on to through us, or
 	// nil where we do not relay between the two. Nil: we relay nothing.

@@ -287,7 +287,8 @@ func TestProbeRate(t *testing.T) {
 		"probes":     {probeGap, probeSlack, 200, 400},
 		"challenges": {challengeGap, challengeSlack, 50, 100},
 		"sources":    {sourceGap, sourceSlack, 5, 20},
-		"handshakes": {handshakeGap, handshakeSlack, 100, 200},
+		"controls":   {controlGap, controlSlack, 200, 500},
+		"misses":     {missGap, missSlack, 10, 20},
 	} {
 		var r limiter
 		n := 0

@@ -163,6 +163,11 @@ func (r *reader) sealed(s *Session, b []byte, from Path, relayed bool) {
 		if t == wire.TypeProbe && !r.probe(s, body, len(b), from) || t == wire.TypePathChallenge && !r.challenge(s, body, from) {
 			return
 		}
+		// CLOSE ends the session, so there is no second one.
+		if t != wire.TypeProbe && t != wire.TypeClose && !s.controls.allow(r.now, controlGap, controlSlack) {
+			r.drop(RxControlRate)
+			return
+		}
 		r.d.cfg.Control(Control{Session: s, Type: t, Body: bytes.Clone(body), Path: from, Size: len(b), At: r.now})
 	default: // of a later version
 		r.drop(RxType)
@@ -299,11 +304,19 @@ func (r *reader) relay(s *Session, body []byte) {
 		return
 	}
 	relay, cfg := s.Peer, &r.d.cfg
-	if r.hdr.Type == wire.TypeHandshake {
+	if r.hdr.Type == wire.TypeHandshake { // for whom, it does not say: a relay passes it on
+		if cfg.Forward != nil {
+			if to := cfg.Forward(relay, m.Peer); to != nil && to != relay {
+				r.d.SendRelay(to, lane, relay.ID, m.Packet)
+				return
+			}
+		}
 		if from, ok := r.relayed(relay, m.Peer); ok {
 			r.handshake(m.Packet, from)
 			return
 		}
+		r.drop(RxRelay)
+		return
 	} else if in := r.d.sessions.lookup(r.hdr.Index); in != nil && in.Peer.ID == m.Peer {
 		if from, ok := r.relayed(relay, m.Peer); ok {
 			r.sealed(in, slices.Clip(m.Packet), from, true)

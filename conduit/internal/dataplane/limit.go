@@ -26,9 +26,13 @@ func (l *limiter) allow(now, gap, slack int64) bool {
 const (
 	// A bond is probed every 50 ms on each of several paths, by both ends.
 	probeGap, probeSlack = int64(time.Second / 400), 199 * probeGap
+	// What else a session may have decided: answers to our probes for the most part.
+	controlGap, controlSlack = int64(time.Second / 500), 199 * controlGap
+	// Pairs of relay and peer that nothing is known of.
+	missGap, missSlack = int64(time.Second / 20), 9 * missGap
 	// Challenges are answered once for each change of address.
 	challengeGap, challengeSlack = int64(time.Second / 100), 49 * challengeGap
 	sourceGap, sourceSlack       = int64(time.Second / 20), 4 * sourceGap
-	handshakeGap, handshakeSlack = int64(time.Second / 200), 99 * handshakeGap
+	handshakeGap, handshakeSlack = int64(time.Second / 20000), 1999 * handshakeGap
 	refusedGap, refusedSlack     = int64(time.Second / 100), 19 * refusedGap
 )

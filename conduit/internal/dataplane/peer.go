@@ -43,6 +43,7 @@ type Peer struct {
 	ways    atomic.Pointer[wayset] // nil: SetWays was never called
 	tracked atomic.Pointer[tracked]
 	sources limiter // EventSource
+	misses  limiter // Miss
 
 	out outbound // the sealing goroutine's
 
@@ -60,6 +61,10 @@ func (p *Peer) LastTx() int64 { return p.lastTx.Load() }
 // LastRx returns when a packet for an application last came from the peer; 0 means
 // never.
 func (p *Peer) LastRx() int64 { return p.lastRx.Load() }
+
+// Miss reports whether a packet that p relays, or wants relayed, for a pair that
+// nothing is known of may be looked into. Safe for concurrent use.
+func (p *Peer) Miss(now int64) bool { return p.misses.allow(now, missGap, missSlack) }
 
 // PeerCounters counts inner packets and bytes.
 type PeerCounters struct{ TxPackets, TxBytes, TxDropped, RxPackets, RxBytes uint64 }
@@ -118,6 +123,7 @@ type Session struct {
 	expires    stamp
 	probes     limiter
 	challenges limiter
+	controls   limiter
 }
 
 // NewSession prepares a session from a finished handshake.

@@ -52,12 +52,13 @@ const (
 	RxRelay         // relayed by or for somebody who may not, or not a packet
 	RxHandshakeRate // more handshakes than are looked at
 	RxChallengeRate // a peer challenges too often
+	RxControlRate   // a peer sends more control packets than are looked at
 	numRx
 )
 
 var (
 	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "stale", "no_path", "lane_overflow", "send_error"}
-	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device", "copy", "expired", "relay", "handshake_rate", "challenge_rate"}
+	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device", "copy", "expired", "relay", "handshake_rate", "challenge_rate", "control_rate"}
 )
 
 // String returns the name that status and metrics use.

@@ -152,8 +152,19 @@ func (p *peer) lastAddrs() []session.Addr {
 	return out
 }
 
-// Handshake takes a HANDSHAKE datagram from the packet path. It drops like Control.
+// helloLife is how long a cookie may take.
+const helloLife = 5 * time.Second
+
+// Handshake takes a HANDSHAKE datagram from the packet path. What a stranger sends
+// ends here, so it takes no room from others. It drops like Control.
 func (e *Engine) Handshake(from dataplane.Path, b []byte) {
+	genuine, cookie := e.courier.Genuine(b)
+	if cookie && genuine {
+		_, genuine = e.helloed.Load(from.Remote.Addr().Unmap())
+	}
+	if !genuine {
+		return
+	}
 	b = bytes.Clone(b)
 	e.box.offer(func() {
 		now := time.Now()
@@ -180,10 +191,55 @@ func (e *Engine) handshake(id identity.PeerID, body []byte, from session.Addr, n
 func (e *Engine) courierTick(now time.Time) {
 	e.courier.Tick(now)
 	e.courierFlush()
+	e.helloed.Range(func(addr, at any) bool {
+		if now.Sub(at.(time.Time)) > helloLife {
+			e.helloed.Delete(addr)
+		}
+		return true
+	})
 }
 
 func (e *Engine) courierFlush() {
 	for _, d := range e.courier.Ready() {
+		if d.Hello() {
+			e.helloed.Store(d.To.Remote.Addr().Unmap(), time.Now())
+		}
 		e.cfg.Dataplane.SendRaw(d.B, dataplane.Path(d.To))
 	}
+}
+
+// bucket lets one through every gap, and some at once (GCRA, ITU-T I.371).
+type bucket struct{ next time.Time }
+
+func (b *bucket) allow(now time.Time, gap time.Duration, burst int) bool {
+	next := b.next
+	if next.Before(now) {
+		next = now
+	}
+	if next.Sub(now) > gap*time.Duration(burst-1) {
+		return false
+	}
+	b.next = next.Add(gap)
+	return true
+}
+
+// Handshakes that are looked at: of one peer by way of hub and session, of one that
+// came by UDP, where anybody who knows our key may name it, and of all of those.
+// They leave room in the budget of package session for the hub's.
+const (
+	peerGap, peerBurst       = 500 * time.Millisecond, 8
+	udpPeerGap, udpPeerBurst = time.Second, 4
+	udpGap, udpBurst         = 50 * time.Millisecond, 20
+)
+
+// affordable reports whether a message may be looked at that costs signatures.
+func (p *peer) affordable(body []byte, from carrier, now time.Time) bool {
+	t, _, err := wire.ParseMsgHeader(body)
+	if err != nil || t != wire.MsgInvite && t != wire.MsgKnock {
+		return err == nil
+	}
+	if from.kind == byUDP {
+		return p.udpBudget.allow(now, udpPeerGap, udpPeerBurst) && p.e.udpBudget.allow(now, udpGap, udpBurst)
+	}
+	return p.budget.allow(now, peerGap, peerBurst)
 }

@@ -83,17 +83,20 @@ type Engine struct {
 	ctx        context.Context // of Run; ends the questions
 
 	// Owned by run.
-	peers    map[identity.PeerID]*peer
-	strange  []strangeSignal // from peers that the hub has not told us of yet
-	presence map[identity.PeerID]presence
-	dirty    bool    // rebuild is due
-	gone     []*peer // for rebuild to take down
-	due      dueHeap // of peers that want a tick
-	net      network
-	limits   *session.Limits
-	courier  *session.Courier
-	forwards forwards
-	inbound  inbound
+	peers     map[identity.PeerID]*peer
+	strange   []strangeSignal // from peers that the hub has not told us of yet
+	presence  map[identity.PeerID]presence
+	dirty     bool    // rebuild is due
+	gone      []*peer // for rebuild to take down
+	due       dueHeap // of peers that want a tick
+	net       network
+	limits    *session.Limits
+	courier   *session.Courier
+	udpBudget bucket
+	adverts   adverts
+	helloed   sync.Map // addresses to which we sent HELLO, and when
+	forwards  forwards
+	inbound   inbound
 	// relayBinds are the binds of willing peers, made at first use.
 	relayBinds map[identity.PeerID]int
 	denied     denials

@@ -57,7 +57,9 @@ func (e *Engine) Forward(from *dataplane.Peer, to identity.PeerID) *dataplane.Pe
 	if p, known := e.forwards.get(k); known {
 		return p
 	}
-	e.box.offer(func() { e.decideForward(k) })
+	if from.Miss(e.cfg.Dataplane.Now()) {
+		e.box.offer(func() { e.decideForward(k) })
+	}
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
 )
 
@@ -68,10 +67,10 @@ func (e *Engine) SetUplinks(list []Socket) {
 				p.paths.Moved(u, now)
 			}
 			p.drain(now)
-			if news {
-				p.advertise(now, true)
-			}
 			e.touch(p)
+		}
+		if news {
+			e.readvertise(now)
 		}
 	})
 }
@@ -155,6 +154,9 @@ func (e *Engine) housekeep(now time.Time) time.Time {
 	if at := e.courier.NextTick(); !at.IsZero() && at.Before(next) {
 		next = at
 	}
+	if at := e.adverts.tick(e, now); !at.IsZero() && at.Before(next) {
+		next = at
+	}
 	if now.Sub(e.net.checked) < housekeeping {
 		if at := e.net.checked.Add(housekeeping); e.net.turn && at.Before(next) {
 			next = at
@@ -171,15 +173,4 @@ func (e *Engine) housekeep(now time.Time) time.Time {
 		e.cfg.WantTurn(want)
 	}
 	return next
-}
-
-// gather finds our addresses and gives each to each, on the engine's goroutine.
-func (e *Engine) gather(each func(line string)) {
-	run := e.ctx
-	e.background.Go(func() {
-		_ = e.cfg.Mux.Gather(run, e.cfg.STUNServers, nil, func(c ice.Candidate) {
-			line := c.String()
-			e.box.post(func() { each(line) })
-		})
-	})
 }

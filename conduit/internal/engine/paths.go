@@ -48,7 +48,7 @@ func (p *peer) meet(s *sess, now time.Time) {
 	s.hello()
 	p.choose(now)
 	if s.agent == nil {
-		p.advertise(now, false)
+		p.e.adverts.add(p, false)
 	}
 	p.sendTurns(s, now)
 	p.e.touch(p)
@@ -366,25 +366,6 @@ func (p *peer) candidates(c *session.Candidates, now time.Time) {
 	}
 }
 
-// advertise tells the peer all our addresses; fresh voids those told before.
-func (p *peer) advertise(now time.Time, fresh bool) {
-	s := p.newest()
-	if s == nil {
-		return
-	}
-	var flags wire.CandidateFlags
-	if fresh {
-		flags = wire.CandidatesFresh
-	}
-	p.e.gather(func(line string) {
-		if p.has(s) && p.e.peers[p.info.ID] == p {
-			p.sendCandidates(s, []string{line}, flags, time.Now())
-			flags = 0
-		}
-	})
-	p.sendTurns(s, now)
-}
-
 // sendTurns tells the peer the relayed addresses that lead to us.
 func (p *peer) sendTurns(s *sess, now time.Time) {
 	for i, t := range p.e.net.turns {
@@ -425,6 +406,9 @@ func (p *peer) control(c dataplane.Control, now time.Time) {
 		return
 	}
 	id := path.ID(c.Path)
+	if !p.e.admissible(id) {
+		return // inside the overlay, for one: packets to there would come back to us
+	}
 	at := now.Add(-time.Duration(p.e.cfg.Dataplane.Now() - c.At))
 	switch c.Event {
 	case dataplane.EventFirst:
@@ -442,6 +426,24 @@ func (p *peer) control(c dataplane.Control, now time.Time) {
 	p.drain(now)
 	p.e.touch(p)
 	p.tell()
+}
+
+// admissible reports whether an address may be the other end of a path.
+func (e *Engine) admissible(id path.ID) bool {
+	if id.Remote.Port() == 0 {
+		return false
+	}
+	for _, s := range e.net.uplinks {
+		if s.Bind == id.Bind {
+			return !e.cfg.Mux.Forbidden(id.Remote.Addr())
+		}
+	}
+	for _, t := range e.net.turns {
+		if t.Bind == id.Bind {
+			return !e.cfg.Mux.Forbidden(id.Remote.Addr())
+		}
+	}
+	return true // on relay binds peers have their virtual addresses
 }
 
 func (p *peer) packet(s *sess, c dataplane.Control, id path.ID, at, now time.Time) {

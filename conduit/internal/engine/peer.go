@@ -74,11 +74,14 @@ type peer struct {
 	rtt         time.Duration
 	generation  uint64 // of paths, when they were last tracked
 	tracked     []dataplane.Path
+	budget      bucket // of handshakes
+	udpBudget   bucket
 	loads       map[dataplane.Path]load
 	activeSince time.Time        // since when applications talk
 	noDirect    time.Time        // since when there is a session and no direct path; zero: there is
 	hubRelay    bool             // the hub's relay stream is one of the paths
 	relays      []int            // binds of willing peers
+	relaysAt    time.Time        // when others were tried last
 	remotes     []netip.AddrPort // last good addresses, the newest first
 	doubted     time.Time        // since when the peer may have lost our session; zero: it has it
 
@@ -187,7 +190,7 @@ func (p *peer) connect(now time.Time) {
 // step takes a signalling message that came by way of from.
 func (p *peer) step(body []byte, from carrier, now time.Time) {
 	p.e.touch(p)
-	if p.shutOut(now) {
+	if p.shutOut(now) || !p.affordable(body, from, now) {
 		return
 	}
 	p.carriers.reply = from
@@ -223,7 +226,7 @@ func (p *peer) failed(err error, now time.Time) {
 	p.notUntil = now.Add(min(connectGap<<p.failures, maxConnectGap))
 	p.failures = min(p.failures+1, 8)
 	p.e.cfg.Logger.Debug("no session with peer", "peer", p.info.Name, "err", err)
-	if !p.connected() {
+	if !p.connected() && !p.hasPaths() { // else a path may come back, or the packets go stale
 		p.e.cfg.Dataplane.Abandon(p.dp, dataplane.TxNoSession)
 	}
 	p.finish(err)

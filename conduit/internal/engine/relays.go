@@ -17,6 +17,8 @@ const (
 	// relayAfter is how long a peer may be without a direct path before willing peers
 	// are tried.
 	relayAfter = time.Second
+	// relayTrial is how long willing peers are tried before others are.
+	relayTrial = 3 * time.Second
 	// maxRelays bounds the willing peers that are tried for one peer.
 	maxRelays = 2
 )
@@ -79,9 +81,18 @@ func (p *peer) findRelay(now time.Time) {
 		}
 		return
 	}
-	if p.demand() == path.Idle || len(p.relays) >= maxRelays || now.Sub(p.noDirect) < relayAfter {
+	if p.demand() == path.Idle || now.Sub(p.noDirect) < relayAfter || now.Sub(p.relaysAt) < relayTrial {
 		return
 	}
+	if len(p.relays) >= maxRelays {
+		for _, st := range p.paths.Status(now) {
+			if st.Kind == path.Peer && st.State == path.StateValid {
+				return
+			}
+		}
+		p.relays = slices.Delete(p.relays, 0, 1) // make room for one that may answer
+	}
+	p.relaysAt = now
 	found := false
 	for _, q := range p.e.peers {
 		if q == p || len(q.relays) > 0 || !q.connected() || !q.hasDirect() || q.newest().est.PeerCaps&wire.CapRelay == 0 {
@@ -107,10 +118,10 @@ func (p *peer) findRelay(now time.Time) {
 func (e *Engine) Relayed(relay *dataplane.Peer, from identity.PeerID) (dataplane.Path, bool) {
 	k := pair{relay.ID, from}
 	way, ok := e.inbound.get(k)
-	if !ok && e.cfg.PeerBind != nil {
+	if !ok && e.cfg.PeerBind != nil && relay.Miss(e.cfg.Dataplane.Now()) {
 		e.box.offer(func() {
 			r, p := e.peers[k.from], e.peers[k.to]
-			if r == nil || p == nil || r == p || !p.hasPaths() || e.relaysFor(p) || len(r.relays) > 0 || len(p.relays) >= 2*maxRelays {
+			if r == nil || p == nil || r == p || !r.connected() || r.newest().est.PeerCaps&wire.CapRelay == 0 || !p.capable() || e.relaysFor(p) || len(r.relays) > 0 || len(p.relays) >= 2*maxRelays {
 				return
 			}
 			now := time.Now()

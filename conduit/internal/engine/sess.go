@@ -184,6 +184,10 @@ func (s *sess) tick(now time.Time) (next time.Time) {
 		}
 	}
 	p := s.p
+	if !s.confirmed && s.lastRecv() != 0 { // its event may have been dropped
+		s.confirm(now)
+		p.choose(now)
+	}
 	newest := s == p.newest()
 	if !newest {
 		// Old keys open what is still on its way, and serve until newer ones do.
@@ -281,6 +285,11 @@ func (s *sess) refresh(now time.Time, earliest func(time.Time)) {
 // tickRekey lets time pass for the in-band rekey.
 func (s *sess) tickRekey(now time.Time) {
 	s.rekey.SetRTT(s.p.rtt)
+	for _, dp := range s.keys {
+		if dp != s.dp && dp.LastRecv() > s.dp.LastRecv() {
+			s.rekey.Confirmed(dp.LocalIndex, now)
+		}
+	}
 	s.rekey.Sent(s.dp.LocalIndex, s.dp.Sealed(), now)
 	s.rekey.Tick(now)
 	s.flushRekey(now)

@@ -49,7 +49,9 @@ func (e *Engine) Restore(s State) {
 	e.changed(e.cfg.Registry.Sync(e.others(list)))
 	for _, k := range s.Peers {
 		if p := e.peers[k.ID]; p != nil {
-			p.remotes = k.Addrs[:min(len(k.Addrs), maxRemotes)]
+			p.remotes = slices.DeleteFunc(slices.Clone(k.Addrs[:min(len(k.Addrs), maxRemotes)]), func(a netip.AddrPort) bool {
+				return e.cfg.Mux.Forbidden(a.Addr())
+			})
 		}
 	}
 	if s.Policy != nil {

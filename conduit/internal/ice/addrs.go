@@ -59,7 +59,11 @@ var (
 
 // forbidden tells whether a must not be an end of a path: it would reach this
 // host itself, many hosts, no host, or the overlay through the overlay.
-func (m *Mux) forbidden(a netip.Addr) bool {
+func (m *Mux) forbidden(a netip.Addr) bool { return m.Forbidden(a) }
+
+// Forbidden reports whether an address must not be an end of a path: ErrForbidden
+// says which.
+func (m *Mux) Forbidden(a netip.Addr) bool {
 	a = a.Unmap()
 	if a.IsLoopback() {
 		return !m.cfg.IncludeLoopback

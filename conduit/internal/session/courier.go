@@ -88,6 +88,13 @@ type CourierConfig struct {
 	random func([]byte) // for tests
 }
 
+// Hello reports whether the packet asks for a cookie: an answer will come from
+// where it goes.
+func (d *Datagram) Hello() bool {
+	var h wire.Header
+	return h.Parse(d.B) && h.Counter == kindHello
+}
+
 // ErrCourier is returned for a datagram that was dropped and for a message that
 // cannot be sent.
 var ErrCourier = errors.New("handshake by datagrams")
