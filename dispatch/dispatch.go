@@ -28,7 +28,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -453,42 +452,6 @@ func (s *Server) listenAndServe(ctx context.Context, st *store.Store, authority 
 	err = g.Wait()
 	s.log.Info("hub is down")
 	return err
-}
-
-type served struct {
-	srv *http.Server
-	ln  net.Listener
-	tls bool
-}
-
-func (v served) run() error {
-	var err error
-	if v.tls {
-		ln := newHandshaker(v.ln, v.srv.TLSConfig)
-		defer ln.Close()
-		v.srv.TLSConfig = ln.cfg // for HTTP/2
-		err = v.srv.Serve(ln)
-	} else {
-		err = v.srv.Serve(v.ln)
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
-}
-
-// drain lets unary calls finish and cuts what is left.
-func drain(ctx context.Context, servers []served) error {
-	var g errgroup.Group
-	for _, v := range servers {
-		g.Go(func() error {
-			if err := v.srv.Shutdown(ctx); err != nil {
-				return v.srv.Close()
-			}
-			return nil
-		})
-	}
-	return g.Wait()
 }
 
 func (s *Server) compact(ctx context.Context, st *store.Store) error {

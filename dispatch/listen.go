@@ -7,10 +7,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/relay"
 	"github.com/bauxite-mesh/bauxite/dispatch/internal/rpc"
@@ -243,4 +246,40 @@ func netOf(a net.Addr) netip.Prefix {
 		return netip.Prefix{}
 	}
 	return rpc.Network(ap.Addr().Unmap().WithZone(""))
+}
+
+type served struct {
+	srv *http.Server
+	ln  net.Listener
+	tls bool
+}
+
+func (v served) run() error {
+	var err error
+	if v.tls {
+		ln := newHandshaker(v.ln, v.srv.TLSConfig)
+		defer ln.Close()
+		v.srv.TLSConfig = ln.cfg // for HTTP/2
+		err = v.srv.Serve(ln)
+	} else {
+		err = v.srv.Serve(v.ln)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// drain lets unary calls finish and cuts what is left.
+func drain(ctx context.Context, servers []served) error {
+	var g errgroup.Group
+	for _, v := range servers {
+		g.Go(func() error {
+			if err := v.srv.Shutdown(ctx); err != nil {
+				return v.srv.Close()
+			}
+			return nil
+		})
+	}
+	return g.Wait()
 }
