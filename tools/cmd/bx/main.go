@@ -59,7 +59,7 @@ func commands() []command {
 			(*env).unit, (*env).race, (*env).fips, (*env).crossBuild, (*env).endToEnd, (*env).rehearse)},
 		{"unit", "unit tests of every module, without the race detector", steps((*env).unit)},
 		{"race", "unit tests of every module, with the race detector", steps((*env).race)},
-		{"fips", "tests of the FIPS build, in both of its modes", steps((*env).fips)},
+		{"fips", "tests of the FIPS build", steps((*env).fips)},
 		{"e2e", "tests of the built binaries in network namespaces", steps((*env).setup, (*env).endToEnd)},
 		{"lint", "linters of Go and of the wire contracts", steps((*env).tools, (*env).lint)},
 		{"generate", "write the stubs anew; -check only compares", generateCommand},
