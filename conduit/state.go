@@ -39,7 +39,7 @@ func (n *Node) restore(s *snapshot.Snapshot) {
 		st.Denials = append(st.Denials, engine.Denial(d))
 	}
 	for _, u := range s.Spent {
-		n.underlay.spent[u.Uplink] = used{day: u.Day, before: u.Bytes}
+		n.underlay.spent[u.Uplink] = &used{day: u.Day, bytes: u.Bytes}
 	}
 	n.engine.Restore(st)
 	n.hub.FromSnapshot = true

@@ -19,6 +19,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/internal/relay"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/snapshot"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/uplink"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 	"github.com/bauxite-mesh/bauxite/conduit/transport"
 )
 
@@ -33,24 +34,41 @@ type underlay struct {
 	hubBind int
 	turns   *relay.Turns // nil likewise
 
-	hubUp atomic.Bool
+	hubUp   atomic.Bool
+	rescans pace
 
 	mu     sync.Mutex // guards the rest
 	bounds []uplink.Bound
-	spent  map[string]used
+	spent  map[string]*used
 }
 
-// used is what went over an interface today.
+// used is what went over an interface in a day.
 type used struct {
-	day    int64
-	before uint64 // bytes that a node before us counted
-	base   uint64 // what the sockets had counted when the day began
+	day   int64
+	bytes uint64
+	last  map[int]uint64 // what each socket had counted at the last look
+}
+
+// pace lets one through a second.
+type pace struct {
+	mu   sync.Mutex
+	next time.Time
+}
+
+func (p *pace) allow(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Before(p.next) {
+		return false
+	}
+	p.next = now.Add(time.Second)
+	return true
 }
 
 // openUnderlay prepares sockets and relays. The engine does not yet exist.
 func (n *Node) openUnderlay(exclude []netip.Prefix, port int) (err error) {
 	u := &n.underlay
-	u.spent = make(map[string]used)
+	u.spent = make(map[string]*used)
 	if u.uplinks, err = n.newUplinks(exclude, port); err != nil {
 		return fmt.Errorf("%w: %w", ErrConfig, err)
 	}
@@ -139,7 +157,9 @@ func (n *Node) engineConfig(c *engine.Config) {
 	}
 	c.PeerBind = func(p *dataplane.Peer) int {
 		return n.plane.AddBind(relay.NewPeer(netip.AddrPortFrom(p.Virtual4, 1), func(l int, to netip.AddrPort, b []byte) {
-			if other := n.plane.PeerAt(to.Addr()); other != nil {
+			// A relay inside another carries nothing: the far one would not take it.
+			var h wire.Header
+			if other := n.plane.PeerAt(to.Addr()); other != nil && h.Parse(b) && h.Type != wire.TypeRelay {
 				n.plane.SendRelay(p, packet.Lane(l), other.ID, b)
 			}
 		}))
@@ -156,6 +176,12 @@ func (n *Node) addSocket(b transport.Bind, up uplink.Uplink) int {
 }
 
 func (n *Node) removeSocket(bind int) {
+	n.underlay.mu.Lock()
+	n.usedLocked(time.Now()) // what it carried counts
+	for _, u := range n.underlay.spent {
+		delete(u.last, bind)
+	}
+	n.underlay.mu.Unlock()
 	n.mux.RemoveSocket(bind)
 	n.plane.RemoveBind(bind)
 }
@@ -219,7 +245,7 @@ func (n *Node) redial(before, now []uplink.Bound) {
 // refused passes on that the system does not send to a peer.
 func (n *Node) refused(to dataplane.Path, why transport.Refusal) {
 	n.engine.Refused(to, why.TooBig())
-	if why.Unreachable() {
+	if why.Unreachable() && n.underlay.rescans.allow(time.Now()) {
 		n.underlay.uplinks.Rescan()
 	}
 }
@@ -237,31 +263,36 @@ func (n *Node) spentLocked(now time.Time) map[string]bool {
 	return out
 }
 
-// usedLocked returns what went over each interface today.
+// usedLocked returns what went over each interface today. Sockets come and go, and a
+// new one counts from 0.
 func (n *Node) usedLocked(now time.Time) map[string]uint64 {
 	day := snapshot.Day(now)
-	total := make(map[string]uint64)
 	for _, b := range n.underlay.bounds {
-		if b.Uplink.Name != "" {
-			tx, rx := n.plane.BindCounters(b.Bind)
-			total[b.Uplink.Name] += tx + rx
+		if b.Uplink.Name == "" {
+			continue
+		}
+		u := n.underlay.spent[b.Uplink.Name]
+		if u == nil {
+			u = &used{day: day}
+			n.underlay.spent[b.Uplink.Name] = u
+		}
+		if u.day != day {
+			u.day, u.bytes = day, 0
+		}
+		if u.last == nil {
+			u.last = make(map[int]uint64)
+		}
+		tx, rx := n.plane.BindCounters(b.Bind)
+		if sum := tx + rx; sum >= u.last[b.Bind] {
+			u.bytes += sum - u.last[b.Bind]
+			u.last[b.Bind] = sum
 		}
 	}
-	for name, bytes := range total {
-		u, known := n.underlay.spent[name]
-		if !known || u.day != day || bytes < u.base { // a new day, or another socket
-			if known && u.day == day {
-				u.before += u.base
-			} else {
-				u.before = 0
-			}
-			u.day, u.base = day, min(bytes, u.base)
-			if !known || u.before == 0 {
-				u.base = bytes
-			}
-			n.underlay.spent[name] = u
+	total := make(map[string]uint64, len(n.underlay.spent))
+	for name, u := range n.underlay.spent {
+		if u.day == day {
+			total[name] = u.bytes
 		}
-		total[name] = u.before + bytes - u.base
 	}
 	return total
 }

@@ -303,13 +303,10 @@ func (r *reader) relay(s *Session, body []byte) {
 		r.drop(RxRelay)
 		return
 	}
-	relay, cfg := s.Peer, &r.d.cfg
+	relay := s.Peer
 	if r.hdr.Type == wire.TypeHandshake { // for whom, it does not say: a relay passes it on
-		if cfg.Forward != nil {
-			if to := cfg.Forward(relay, m.Peer); to != nil && to != relay {
-				r.d.SendRelay(to, lane, relay.ID, m.Packet)
-				return
-			}
+		if r.carry(relay, lane, &m) {
+			return
 		}
 		if from, ok := r.relayed(relay, m.Peer); ok {
 			r.handshake(m.Packet, from)
@@ -320,16 +317,27 @@ func (r *reader) relay(s *Session, body []byte) {
 	} else if in := r.d.sessions.lookup(r.hdr.Index); in != nil && in.Peer.ID == m.Peer {
 		if from, ok := r.relayed(relay, m.Peer); ok {
 			r.sealed(in, slices.Clip(m.Packet), from, true)
-			return
+		} else {
+			r.drop(RxRelay)
 		}
+		return
 	}
-	if cfg.Forward != nil {
-		if to := cfg.Forward(relay, m.Peer); to != nil && to != relay {
-			r.d.SendRelay(to, lane, relay.ID, m.Packet)
-			return
-		}
+	if !r.carry(relay, lane, &m) {
+		r.drop(RxRelay)
 	}
-	r.drop(RxRelay)
+}
+
+// carry passes a packet on to the peer that it names, where we relay for both.
+func (r *reader) carry(from *Peer, lane packet.Lane, m *wire.Relay) bool {
+	if r.d.cfg.Forward == nil {
+		return false
+	}
+	to := r.d.cfg.Forward(from, m.Peer)
+	if to == nil || to == from || lane == packet.Critical && !from.carried.allow(r.now, carryGap, carrySlack) {
+		return false
+	}
+	r.d.SendRelay(to, lane, from.ID, m.Packet)
+	return true
 }
 
 func (r *reader) relayed(relay *Peer, from identity.PeerID) (Path, bool) {

@@ -30,6 +30,8 @@ const (
 	controlGap, controlSlack = int64(time.Second / 500), 199 * controlGap
 	// Pairs of relay and peer that nothing is known of.
 	missGap, missSlack = int64(time.Second / 20), 9 * missGap
+	// Critical that is carried for others waits in the same lane as our own.
+	carryGap, carrySlack = int64(time.Second / 1000), 127 * carryGap
 	// Challenges are answered once for each change of address.
 	challengeGap, challengeSlack = int64(time.Second / 100), 49 * challengeGap
 	sourceGap, sourceSlack       = int64(time.Second / 20), 4 * sourceGap

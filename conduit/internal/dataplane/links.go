@@ -110,16 +110,17 @@ func (d *Dataplane) serve(l *link) {
 // Packets to its paths are dropped from then on. Idempotent.
 func (d *Dataplane) RemoveBind(bind int) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	l := linkOf(d.list(), bind)
-	if l == nil {
-		return
+	if l != nil {
+		links := slices.Clone(d.list())
+		links[bind] = nil
+		d.links.Store(&links)
+		d.alive.Add(-1)
 	}
-	links := slices.Clone(d.list())
-	links[bind] = nil
-	d.links.Store(&links)
-	d.alive.Add(-1)
-	d.retire(l)
+	d.mu.Unlock()
+	if l != nil {
+		d.retire(l) // which may take a while
+	}
 }
 
 // retire closes a link's bind and drops what waits for it.

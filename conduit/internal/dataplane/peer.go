@@ -44,6 +44,7 @@ type Peer struct {
 	tracked atomic.Pointer[tracked]
 	sources limiter // EventSource
 	misses  limiter // Miss
+	carried limiter // Critical for others
 
 	out outbound // the sealing goroutine's
 

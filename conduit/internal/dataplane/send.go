@@ -256,6 +256,9 @@ func (s *sender) follow(p *Peer, set *wayset) {
 			added = append(added, w)
 		}
 	}
+	if len(added) == 0 {
+		return
+	}
 	for i := range ring.n {
 		if slot := ring.slot(i); slot.at >= set.since || slot.unsent {
 			s.resend(slot, added)

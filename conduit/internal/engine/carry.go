@@ -61,6 +61,7 @@ func (p *peer) send(body []byte, now time.Time) {
 		return
 	case byHub:
 		p.sendHub(body, false)
+		p.wakeHubRelay()
 		return
 	case byAny:
 	}
@@ -82,7 +83,12 @@ func (p *peer) send(body []byte, now time.Time) {
 	if p.e.net.hubUp || !sent {
 		p.sendHub(body, sent)
 	}
-	if p.e.cfg.WantHubRelay != nil && p.e.net.hubUp && !p.connected() {
+	p.wakeHubRelay()
+}
+
+// wakeHubRelay opens the hub's relay stream: packets may come on it at once.
+func (p *peer) wakeHubRelay() {
+	if p.e.cfg.WantHubRelay != nil && p.e.net.hubUp {
 		p.e.cfg.WantHubRelay()
 	}
 }

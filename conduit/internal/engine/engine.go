@@ -94,6 +94,7 @@ type Engine struct {
 	courier   *session.Courier
 	udpBudget bucket
 	adverts   adverts
+	clock     sleepClock
 	helloed   sync.Map // addresses to which we sent HELLO, and when
 	forwards  forwards
 	inbound   inbound

@@ -50,7 +50,7 @@ func (f *forwards) clear() {
 // to nobody. The first packet of a pair is dropped while the policy is asked. Safe
 // for concurrent use; it does not block.
 func (e *Engine) Forward(from *dataplane.Peer, to identity.PeerID) *dataplane.Peer {
-	if !e.cfg.Relay {
+	if !e.cfg.Relay || e.cfg.Registry.Get(to) == nil {
 		return nil
 	}
 	k := pair{from.ID, to}

@@ -13,6 +13,9 @@ import (
 const (
 	// housekeeping is the gap between looks at what concerns all peers.
 	housekeeping = time.Second
+	// maxSleep is how long the machine may have been suspended. Keys do not age
+	// meanwhile, and a machine that is restored twice would use their counters twice.
+	maxSleep = 10 * time.Second
 	// turnAfter is how long a peer may be without a direct path before TURN is asked
 	// for.
 	turnAfter = time.Second
@@ -164,6 +167,9 @@ func (e *Engine) housekeep(now time.Time) time.Time {
 		return next
 	}
 	e.net.checked = now
+	if asleep := e.clock.asleep(now); asleep > maxSleep {
+		e.resumed(asleep, now)
+	}
 	want := false
 	for _, p := range e.peers {
 		want = want || p.wantsTurn(now)
@@ -173,4 +179,35 @@ func (e *Engine) housekeep(now time.Time) time.Time {
 		e.cfg.WantTurn(want)
 	}
 	return next
+}
+
+// sleepClock tells how long the machine was suspended: our clock stood still.
+type sleepClock struct {
+	start time.Time
+	boot  time.Duration // since boot at start, suspension included
+}
+
+// asleep returns how long the machine slept since the last call.
+func (c *sleepClock) asleep(now time.Time) time.Duration {
+	boot := sinceBoot()
+	if boot == 0 {
+		return 0 // the system does not tell
+	}
+	var slept time.Duration
+	if !c.start.IsZero() {
+		slept = boot - c.boot - now.Sub(c.start)
+	}
+	c.start, c.boot = now, boot
+	return slept
+}
+
+// resumed begins anew after a sleep, as after a restart.
+func (e *Engine) resumed(asleep time.Duration, now time.Time) {
+	e.cfg.Logger.Info("the machine was suspended; all keys are made anew", "for", asleep.Round(time.Second))
+	for _, p := range e.peers {
+		for len(p.sessions) > 0 {
+			p.drop(p.newest(), now)
+		}
+		p.notUntil, p.failures = time.Time{}, 0
+	}
 }

@@ -92,6 +92,11 @@ func (p *peer) wantsHubRelay(now time.Time) bool {
 	if p.e.cfg.HubRelay < 0 || !p.e.net.hubUp || !p.capable() {
 		return false
 	}
+	// A handshake says that something is new, or wrong with a path of which we do not
+	// know yet.
+	if s := p.newest(); s != nil && now.Sub(s.created) < warmFor {
+		return true
+	}
 	return p.demand() != path.Idle || !p.noDirect.IsZero() && now.Sub(p.noDirect) < time.Minute || len(p.waiters) > 0
 }
 
@@ -169,15 +174,18 @@ func (p *peer) doubt(now time.Time) (again time.Time) {
 	heard := s.heard(now)
 	if !p.doubted.IsZero() && heard.After(p.doubted) {
 		p.doubted = time.Time{} // it still has our session
+		if p.connected() {
+			p.finish(nil)
+		}
 	}
 	due := time.Time{}
 	switch {
+	case !p.doubted.IsZero():
+		due = p.doubted.Add(freshDoubt + 2*p.rtt)
 	case !p.wanted():
 		return time.Time{}
 	case !p.usable:
 		due = now
-	case !p.doubted.IsZero():
-		due = p.doubted.Add(freshDoubt + 2*p.rtt)
 	case !p.activeSince.IsZero():
 		due = heard.Add(doubtAfter + 2*p.rtt)
 		if asked := p.activeSince.Add(doubtAfter); asked.After(due) {
@@ -344,7 +352,7 @@ func (p *peer) candidates(c *session.Candidates, now time.Time) {
 		if s.est.SID != c.SID {
 			continue
 		}
-		if c.Fresh {
+		if c.Fresh && s == p.newest() {
 			p.paths.ResetRemotes(now)
 		}
 		for _, line := range c.Lines {

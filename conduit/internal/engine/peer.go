@@ -120,7 +120,7 @@ func (p *peer) remove(why error) {
 		s.close()
 	}
 	p.sessions = nil
-	p.relays = nil
+	p.dropRelays()
 	p.e.dropRelay(p)
 	p.e.unschedule(p)
 	p.finish(why)
@@ -157,7 +157,9 @@ func (p *peer) want(now time.Time) {
 		return
 	}
 	if p.connected() {
-		p.finish(nil)
+		if p.doubted.IsZero() { // else it is being found out
+			p.finish(nil)
+		}
 		return
 	}
 	if s := p.newest(); s != nil && now.Sub(s.created) < pathlessLife && !s.hadPath {
@@ -277,6 +279,10 @@ func (p *peer) drop(s *sess, now time.Time) {
 			p.sessions = slices.Delete(p.sessions, i, i+1)
 			break
 		}
+	}
+	if !p.hasPaths() { // what is known of paths grows old unseen
+		p.usable, p.noDirect = false, now
+		p.e.cfg.Dataplane.SetWays(p.dp, nil)
 	}
 	p.choose(now)
 	s.close()

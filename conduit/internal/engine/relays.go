@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -47,7 +48,7 @@ func (e *Engine) dropRelay(relay *peer) {
 		return
 	}
 	delete(e.relayBinds, relay.info.ID)
-	e.inbound.forget(relay.info.ID)
+	e.inbound.forget(func(k pair) bool { return k.from == relay.info.ID })
 	now := time.Now()
 	for _, p := range e.peers {
 		if i := slices.Index(p.relays, bind); i >= 0 {
@@ -68,6 +69,14 @@ func (p *peer) useRelay(relay *peer) {
 	p.e.inbound.set(pair{relay.info.ID, p.info.ID}, dataplane.Path{Bind: bind, Remote: p.relayAddr()})
 }
 
+// dropRelays ends the ways through willing peers.
+func (p *peer) dropRelays() {
+	if p.relays != nil {
+		p.relays = nil
+		p.e.inbound.forget(func(k pair) bool { return k.to == p.info.ID })
+	}
+}
+
 // findRelay looks for willing peers where no direct path leads to p, and lets them
 // go when one does.
 func (p *peer) findRelay(now time.Time) {
@@ -76,7 +85,7 @@ func (p *peer) findRelay(now time.Time) {
 	}
 	if p.hasDirect() {
 		if len(p.relays) > 0 && p.demand() == path.Idle {
-			p.relays = nil
+			p.dropRelays()
 			p.syncSockets(now)
 		}
 		return
@@ -91,6 +100,7 @@ func (p *peer) findRelay(now time.Time) {
 			}
 		}
 		p.relays = slices.Delete(p.relays, 0, 1) // make room for one that may answer
+		p.e.inbound.forget(func(k pair) bool { return k.to == p.info.ID })
 	}
 	p.relaysAt = now
 	found := false
@@ -157,12 +167,9 @@ func (f *inbound) set(k pair, p dataplane.Path) {
 	f.known[k] = p
 }
 
-func (f *inbound) forget(relay identity.PeerID) {
+// forget drops the pairs that match; from is the relay.
+func (f *inbound) forget(match func(pair) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for k := range f.known {
-		if k.from == relay {
-			delete(f.known, k)
-		}
-	}
+	maps.DeleteFunc(f.known, func(k pair, _ dataplane.Path) bool { return match(k) })
 }

@@ -28,12 +28,17 @@ const (
 	// the hub says that it came anew.
 	doubtAfter = time.Second
 	freshDoubt = 200 * time.Millisecond
+	// certGrace is how long a session outlives the peer's certificate, which the peer
+	// may not be able to renew while the hub is away.
+	certGrace = 24 * time.Hour
 )
 
 // Errors of Connect.
 var (
 	// ErrNoDirectPath is why a session ends without a path.
 	ErrNoDirectPath = errors.New("no path: no pair of addresses answers, and no relay is to be had")
+	// ErrExpired is why a session ends whose peer was not certified anew for a day.
+	ErrExpired = errors.New("the peer's certificate ran out")
 	// ErrNoAnswer is why a Connect ends to which the peer did not react.
 	ErrNoAnswer = session.ErrNoAnswer
 )
@@ -147,8 +152,8 @@ func (s *sess) close() {
 
 // goodbye tells the peer that the session ends.
 func (s *sess) goodbye(reason uint8) {
-	if s.p.usable {
-		s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeClose, (&wire.Close{Reason: reason}).Append(nil))
+	if w := s.p.dp.Ways(); w != nil && len(w.Critical) > 0 { // which may be taken away next
+		s.p.e.cfg.Dataplane.SendControl(s.dp, wire.TypeClose, (&wire.Close{Reason: reason}).Append(nil), w.Critical...)
 	}
 }
 
@@ -188,6 +193,13 @@ func (s *sess) tick(now time.Time) (next time.Time) {
 		s.confirm(now)
 		p.choose(now)
 	}
+	if now.After(s.est.Certificate.NotAfter.Add(certGrace)) {
+		p.lastErr = ErrExpired
+		s.goodbye(wire.CloseKeyExpiry)
+		p.drop(s, now)
+		p.e.cfg.Logger.Warn("session ended: the peer's certificate ran out long ago", "peer", p.info.Name)
+		return time.Time{}
+	}
 	newest := s == p.newest()
 	if !newest {
 		// Old keys open what is still on its way, and serve until newer ones do.
@@ -222,7 +234,9 @@ func (s *sess) tick(now time.Time) (next time.Time) {
 			p.connect(now)
 		case now.Sub(s.created) > pathlessLife:
 			p.drop(s, now)
-			p.failed(ErrNoDirectPath, now)
+			if !p.hasPaths() { // else a newer one may do
+				p.failed(ErrNoDirectPath, now)
+			}
 			return time.Time{}
 		default:
 			earliest(s.created.Add(pathlessLife + time.Second))
