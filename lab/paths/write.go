@@ -22,6 +22,8 @@ type About struct {
 	Kernel  string   `json:"kernel"`
 	CPU     string   `json:"cpu"`
 	Go      string   `json:"go"`
+	// Load is what else the machine did before each case that loads it, in cores.
+	Load Samples `json:"load,omitempty"`
 }
 
 // Machine fills in what the machine knows of itself.
@@ -58,6 +60,9 @@ func (r *Report) Markdown(out io.Writer, about About, plan []Scenario) error {
 		{"Runs", fmt.Sprintf("%d, interleaved; cases with little traffic two at a time", about.Runs)},
 	} {
 		fmt.Fprintf(&b, "| %s | %s |\n", row[0], row[1])
+	}
+	if len(about.Load) > 0 {
+		fmt.Fprintf(&b, "| Other load | %s cores before the cases that load the machine |\n", (&Figure{Samples: about.Load}).Show())
 	}
 	missed := r.Missed()
 	judged := 0

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -124,6 +125,7 @@ func run(ctx context.Context, args []string) error {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
 		about.Runs, about.Date, about.Systems = max(about.Runs, f.About.Runs), f.About.Date, longer(f.About.Systems, about.Systems)
+		about.Load = append(about.Load, f.About.Load...)
 		for _, fig := range f.Report.Figures {
 			rep.Add(*fig)
 		}
@@ -147,6 +149,9 @@ func run(ctx context.Context, args []string) error {
 	runErr := runAll(ctx, tasks, o.jobs)
 	for _, t := range tasks {
 		rep.Add(t.figures...)
+		if t.c.Alone && t.figures != nil {
+			about.Load = append(about.Load, t.load)
+		}
 	}
 	return errors.Join(runErr, publish(rep, about, plan, o))
 }
@@ -179,6 +184,7 @@ type task struct {
 	sys      paths.System
 	run      int
 
+	load    float64 // what others took before an Alone case, in cores
 	figures []paths.Figure
 }
 
@@ -210,8 +216,12 @@ func runAll(ctx context.Context, tasks []task, jobs int) error {
 	return nil
 }
 
-// do runs the case and says how it went.
+// do runs the case and says how it went. What loads the machine waits for others
+// to be done with theirs.
 func (t *task) do(ctx context.Context) {
+	if t.c.Alone {
+		t.load = awaitQuiet(ctx)
+	}
 	began := time.Now()
 	figs, err := t.c.Run(ctx, t.scenario, t.sys)
 	if ctx.Err() != nil {
@@ -228,7 +238,50 @@ func (t *task) do(ctx context.Context) {
 	if err != nil {
 		fmt.Fprintf(&line, "\n  %v", err)
 	}
+	if t.c.Alone {
+		fmt.Fprintf(&line, "; other load before it %.2f cores", t.load)
+	}
 	fmt.Fprintln(os.Stderr, line.String())
+}
+
+// awaitQuiet waits until the machine does little, for at most a minute, and
+// returns how many cores it still kept busy.
+func awaitQuiet(ctx context.Context) (cores float64) {
+	const enough = 0.2
+	for deadline := time.Now().Add(time.Minute); ; {
+		before, began := busy(), time.Now()
+		t := time.NewTimer(time.Second)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return cores
+		}
+		cores = (busy() - before).Seconds() / time.Since(began).Seconds()
+		if cores < enough || time.Now().After(deadline) {
+			return cores
+		}
+	}
+}
+
+// busy is the time that all cores have worked since boot.
+func busy() time.Duration {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	f := strings.Fields(line)
+	var ticks int64
+	for i, s := range f {
+		if i == 0 || i == 4 || i == 5 { // the name, idle, waiting for a disk
+			continue
+		}
+		if n, err := strconv.ParseInt(s, 10, 64); err == nil && i < 9 { // guests count as user
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * time.Second / 100
 }
 
 func choose(plan []paths.Scenario, only string) ([]paths.Scenario, error) {
