@@ -123,14 +123,21 @@ func meetAll(ctx context.Context, meetings []Meeting) ([]Cell, error) {
 	return cells, errors.Join(errs...)
 }
 
+// allCells is the case that has the samples of all cells.
+const allCells = "all cells"
+
 func (c Cell) figures(s *sheet) {
 	direct := Direct(c.A, c.B)
 	ok := (c.Path == fleet.PathDirect) == direct && c.Path != fleet.PathNone && c.Path != ""
 	s.word("path", c.Path, ok)
 	s.word("first path", c.First, true)
+	s.ms("cold", P95, c.Cold)
+	s.ms("known", P95, c.Known...)
+	s.ms("settled after", Median, c.Settled)
+	// A cell has too few samples for a percentile; the matrix has enough.
+	s.kase = allCells
 	s.ms("cold", P95, c.Cold).atMost(1500)
 	s.ms("known", P95, c.Known...).atMost(300)
-	s.ms("settled after", Median, c.Settled)
 }
 
 func upgradePlan() Scenario {
