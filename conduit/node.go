@@ -24,11 +24,11 @@ import (
 )
 
 // Errors that callers branch on. ErrUnknownPeer and ErrAmbiguousPeer come from
-// Resolve and Connect, ErrNoDirectPath, ErrNoAnswer and ErrDenied from Connect.
+// Resolve and Connect, ErrNoPath, ErrNoAnswer and ErrDenied from Connect.
 var (
 	ErrUnknownPeer   = registry.ErrUnknown
 	ErrAmbiguousPeer = registry.ErrAmbiguous
-	ErrNoDirectPath  = engine.ErrNoDirectPath
+	ErrNoPath        = engine.ErrNoPath
 	ErrNoAnswer      = engine.ErrNoAnswer
 	ErrDenied        = engine.ErrDenied
 )

@@ -177,8 +177,11 @@ func (n *Node) addSocket(b transport.Bind, up uplink.Uplink) int {
 
 func (n *Node) removeSocket(bind int) {
 	n.underlay.mu.Lock()
-	n.usedLocked(time.Now()) // what it carried counts
+	tx, rx := n.plane.BindCounters(bind)
 	for _, u := range n.underlay.spent {
+		if last, ok := u.last[bind]; ok && tx+rx > last {
+			u.bytes += tx + rx - last // what it carried counts
+		}
 		delete(u.last, bind)
 	}
 	n.underlay.mu.Unlock()

@@ -108,9 +108,12 @@ func (a *adverts) search(e *Engine, now time.Time) {
 			})
 		})
 		e.box.post(func() {
-			if round == a.round {
-				a.flush(e, time.Now())
-				a.running, a.cancel = false, nil
+			if round != a.round {
+				return
+			}
+			a.flush(e, time.Now())
+			a.running, a.cancel = false, nil
+			if !a.stale { // else another search tells them
 				clear(a.to)
 			}
 		})
@@ -133,6 +136,9 @@ func (a *adverts) flush(e *Engine, now time.Time) {
 				flags = wire.CandidatesFresh
 			}
 			p.sendCandidates(s, a.lines[ad.sent:ad.sent+n], flags, now)
+			if ad.fresh { // which voided the relayed ones, too
+				p.sendTurns(s, now)
+			}
 			ad.fresh = false
 			ad.sent += n
 		}

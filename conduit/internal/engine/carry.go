@@ -230,12 +230,14 @@ func (b *bucket) allow(now time.Time, gap time.Duration, burst int) bool {
 }
 
 // Handshakes that are looked at: of one peer by way of hub and session, of one that
-// came by UDP, where anybody who knows our key may name it, and of all of those.
+// came by UDP, where anybody who knows our key may name it, from one host, and of all.
 // They leave room in the budget of package session for the hub's.
 const (
 	peerGap, peerBurst       = 500 * time.Millisecond, 8
 	udpPeerGap, udpPeerBurst = time.Second, 4
-	udpGap, udpBurst         = 50 * time.Millisecond, 20
+	udpHostGap, udpHostBurst = 200 * time.Millisecond, 8
+	udpGap, udpBurst         = 25 * time.Millisecond, 40
+	maxHosts                 = 256
 )
 
 // affordable reports whether a message may be looked at that costs signatures.
@@ -245,7 +247,15 @@ func (p *peer) affordable(body []byte, from carrier, now time.Time) bool {
 		return err == nil
 	}
 	if from.kind == byUDP {
-		return p.udpBudget.allow(now, udpPeerGap, udpPeerBurst) && p.e.udpBudget.allow(now, udpGap, udpBurst)
+		// The cookie proved the address, so nobody spends another's share.
+		host := from.addr.Remote.Addr().Unmap()
+		if len(p.e.hostBudgets) >= maxHosts {
+			clear(p.e.hostBudgets)
+		}
+		b := p.e.hostBudgets[host]
+		ok := b.allow(now, udpHostGap, udpHostBurst)
+		p.e.hostBudgets[host] = b
+		return ok && p.udpBudget.allow(now, udpPeerGap, udpPeerBurst) && p.e.udpBudget.allow(now, udpGap, udpBurst)
 	}
 	return p.budget.allow(now, peerGap, peerBurst)
 }

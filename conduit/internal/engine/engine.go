@@ -83,21 +83,22 @@ type Engine struct {
 	ctx        context.Context // of Run; ends the questions
 
 	// Owned by run.
-	peers     map[identity.PeerID]*peer
-	strange   []strangeSignal // from peers that the hub has not told us of yet
-	presence  map[identity.PeerID]presence
-	dirty     bool    // rebuild is due
-	gone      []*peer // for rebuild to take down
-	due       dueHeap // of peers that want a tick
-	net       network
-	limits    *session.Limits
-	courier   *session.Courier
-	udpBudget bucket
-	adverts   adverts
-	clock     sleepClock
-	helloed   sync.Map // addresses to which we sent HELLO, and when
-	forwards  forwards
-	inbound   inbound
+	peers       map[identity.PeerID]*peer
+	strange     []strangeSignal // from peers that the hub has not told us of yet
+	presence    map[identity.PeerID]presence
+	dirty       bool    // rebuild is due
+	gone        []*peer // for rebuild to take down
+	due         dueHeap // of peers that want a tick
+	net         network
+	limits      *session.Limits
+	courier     *session.Courier
+	udpBudget   bucket
+	hostBudgets map[netip.Addr]bucket
+	adverts     adverts
+	clock       sleepClock
+	helloed     sync.Map // addresses to which we sent HELLO, and when
+	forwards    forwards
+	inbound     inbound
 	// relayBinds are the binds of willing peers, made at first use.
 	relayBinds map[identity.PeerID]int
 	denied     denials
@@ -132,7 +133,7 @@ func New(cfg Config) *Engine {
 	e := &Engine{
 		cfg: cfg, peers: make(map[identity.PeerID]*peer), presence: make(map[identity.PeerID]presence),
 		asking: make(map[Query][]func(error)), absent: make(map[identity.PeerID]time.Time),
-		relayBinds: make(map[identity.PeerID]int), limits: session.NewLimits(),
+		relayBinds: make(map[identity.PeerID]int), hostBudgets: make(map[netip.Addr]bucket), limits: session.NewLimits(),
 		courier: session.NewCourier(session.CourierConfig{ID: cfg.Keys.ID(), X25519: cfg.Keys.X25519.PublicKey()}),
 	}
 	e.box.init()

@@ -171,6 +171,9 @@ func (p *peer) doubt(now time.Time) (again time.Time) {
 	if s == nil || !s.hadPath && now.Sub(s.created) < pathlessLife {
 		return time.Time{}
 	}
+	if n := p.newest(); n != s && now.Sub(n.created) < answerWait {
+		return time.Time{} // that one will tell
+	}
 	heard := s.heard(now)
 	if !p.doubted.IsZero() && heard.After(p.doubted) {
 		p.doubted = time.Time{} // it still has our session
@@ -216,7 +219,7 @@ func (p *peer) drain(now time.Time) {
 			case path.SendProbe:
 				p.probe(o)
 			case path.SendChallenge:
-				if s := p.speaker(); s != nil {
+				if s := p.speaker(); s != nil && p.capable() {
 					p.e.cfg.Dataplane.SendControl(s.dp, wire.TypePathChallenge, o.Challenge[:], dataplane.Path(o.ID))
 				}
 			case path.UseWays:

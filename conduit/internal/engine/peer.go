@@ -281,8 +281,8 @@ func (p *peer) drop(s *sess, now time.Time) {
 		}
 	}
 	if !p.hasPaths() { // what is known of paths grows old unseen
-		p.usable, p.noDirect = false, now
-		p.e.cfg.Dataplane.SetWays(p.dp, nil)
+		p.paths.Sleep(now)
+		p.drain(now)
 	}
 	p.choose(now)
 	s.close()

@@ -74,6 +74,22 @@ func (p *peer) dropRelays() {
 	if p.relays != nil {
 		p.relays = nil
 		p.e.inbound.forget(func(k pair) bool { return k.to == p.info.ID })
+		p.e.pruneRelays()
+	}
+}
+
+// pruneRelays lets willing peers go that nobody is reached through any more.
+func (e *Engine) pruneRelays() {
+	used := make(map[int]bool)
+	for _, p := range e.peers {
+		for _, bind := range p.relays {
+			used[bind] = true
+		}
+	}
+	for id, bind := range e.relayBinds {
+		if q := e.peers[id]; !used[bind] && q != nil {
+			e.dropRelay(q)
+		}
 	}
 }
 

@@ -195,10 +195,10 @@ func TestForwards(t *testing.T) {
 // TestInbound: what came over a relay is forgotten with it, and only that.
 func TestInbound(t *testing.T) {
 	var in inbound
-	in.forget(idOf(1))
+	in.forget(func(k pair) bool { return k.from == idOf(1) })
 	in.set(pair{idOf(1), idOf(2)}, pathOf(1))
 	in.set(pair{idOf(3), idOf(2)}, pathOf(3))
-	in.forget(idOf(1))
+	in.forget(func(k pair) bool { return k.from == idOf(1) })
 	if _, ok := in.get(pair{idOf(1), idOf(2)}); ok {
 		t.Error("a relay that is gone still has a path")
 	}

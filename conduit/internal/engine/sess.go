@@ -35,8 +35,8 @@ const (
 
 // Errors of Connect.
 var (
-	// ErrNoDirectPath is why a session ends without a path.
-	ErrNoDirectPath = errors.New("no path: no pair of addresses answers, and no relay is to be had")
+	// ErrNoPath is why a session ends without a path.
+	ErrNoPath = errors.New("no path: no pair of addresses answers, and no relay is to be had")
 	// ErrExpired is why a session ends whose peer was not certified anew for a day.
 	ErrExpired = errors.New("the peer's certificate ran out")
 	// ErrNoAnswer is why a Connect ends to which the peer did not react.
@@ -235,7 +235,7 @@ func (s *sess) tick(now time.Time) (next time.Time) {
 		case now.Sub(s.created) > pathlessLife:
 			p.drop(s, now)
 			if !p.hasPaths() { // else a newer one may do
-				p.failed(ErrNoDirectPath, now)
+				p.failed(ErrNoPath, now)
 			}
 			return time.Time{}
 		default:
@@ -245,7 +245,7 @@ func (s *sess) tick(now time.Time) (next time.Time) {
 	if s.confirmed && !s.hadPath && newest && !p.usable && now.Sub(s.created) > pathlessLife {
 		p.drop(s, now)
 		if !p.hasPaths() {
-			p.failed(ErrNoDirectPath, now)
+			p.failed(ErrNoPath, now)
 			p.e.cfg.Logger.Warn("no path to peer", "peer", p.info.Name)
 		}
 		return time.Time{}

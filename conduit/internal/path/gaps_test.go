@@ -298,3 +298,21 @@ func TestRepeatedCandidate(t *testing.T) {
 		t.Errorf("%d probes when it was repeated, want %d", len(again), len(first))
 	}
 }
+
+// With the last session what was proved is void; the next one proves it anew, and
+// the ways are told again.
+func TestSleepAndWake(t *testing.T) {
+	w := direct(t, 1500)
+	w.run(5 * time.Second)
+	a := w.a()
+	a.set.Sleep(w.now)
+	w.run(time.Millisecond)
+	if n := len(a.ways.Critical); n != 0 {
+		t.Errorf("%d ways without a session", n)
+	}
+	a.set.Wake(w.now)
+	w.run(200 * time.Millisecond)
+	if n := len(a.ways.Critical); n != 1 {
+		t.Errorf("%d ways after a new session, want 1", n)
+	}
+}

@@ -223,6 +223,20 @@ func (s *Set) Usable() bool {
 	return false
 }
 
+// Sleep says that the last session is gone: nothing can be proved any more, and what
+// was is void. The ways become empty. The caller leaves the Set alone until Wake.
+func (s *Set) Sleep(now time.Time) {
+	s.advance(now)
+	for _, p := range s.paths {
+		if p.state == StateValid || p.state == StateSuspect {
+			p.answers = 0
+			s.enter(p, StateProbing)
+		}
+	}
+	s.survey()
+	s.dirty = true
+}
+
 // Wake probes every path at once: a new session stands in which nobody answered
 // yet, or the machine slept.
 func (s *Set) Wake(now time.Time) {

@@ -29,8 +29,8 @@ func (m *Machine) offer(b []byte, sid wire.SID, now time.Time) error {
 		return err
 	}
 	*at = nil // its index lives on in the session
+	m.established(e) // first: the answer to CONFIRM may be sealed with its keys
 	m.send(confirm)
-	m.established(e)
 	return nil
 }
 

@@ -59,7 +59,10 @@ func (a *App) connect(c *cli.Context) error {
 	case last.GetState() != local.StateConnected:
 		return fmt.Errorf("%w to %s: bauxite run ended meanwhile", errNoPath, c.Args().First())
 	}
-	answer := fmt.Sprintf("%s: %s %s", last.GetDetail(), last.GetPathType(), last.GetRemote())
+	answer := last.GetDetail() + ": " + last.GetPathType()
+	if to := last.GetRemote(); to != "" { // the hub's stream has no address
+		answer += " " + to
+	}
 	if ms := last.GetRttMs(); ms > 0 { // a path that has just come up is not measured yet
 		answer += ", rtt " + rtt(ms)
 	}
