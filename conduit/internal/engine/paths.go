@@ -181,7 +181,7 @@ func (p *peer) doubt(now time.Time) (again time.Time) {
 			p.finish(nil)
 		}
 	}
-	due := time.Time{}
+	var due time.Time
 	switch {
 	case !p.doubted.IsZero():
 		due = p.doubted.Add(freshDoubt + 2*p.rtt)

@@ -28,7 +28,7 @@ func (m *Machine) offer(b []byte, sid wire.SID, now time.Time) error {
 		m.lastErr = err
 		return err
 	}
-	*at = nil // its index lives on in the session
+	*at = nil        // its index lives on in the session
 	m.established(e) // first: the answer to CONFIRM may be sealed with its keys
 	m.send(confirm)
 	return nil
