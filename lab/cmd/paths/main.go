@@ -55,6 +55,7 @@ type options struct {
 	asJSON        bool
 	out, saveJSON string
 	merge         string
+	quiet         time.Duration
 }
 
 func run(ctx context.Context, args []string) error {
@@ -65,6 +66,7 @@ func run(ctx context.Context, args []string) error {
 	fs.StringVar(&o.system, "system", "", "only the `SYSTEM` of this name")
 	fs.IntVar(&o.runs, "runs", 3, "how often each case runs")
 	fs.IntVar(&o.jobs, "jobs", 2, "how many cases run at a time, but for those that load the machine")
+	fs.DurationVar(&o.quiet, "quiet", time.Minute, "how long to wait for a quiet machine before what loads it")
 	fs.BoolVar(&o.rivals, "rivals", true, "also run the other tunnels that are installed")
 	fs.BoolVar(&o.slow, "slow", false, "also run what takes ten minutes, once")
 	fs.BoolVar(&o.asJSON, "json", false, "print the report as JSON")
@@ -141,7 +143,7 @@ func run(ctx context.Context, args []string) error {
 					if i > 0 && !c.Rivals || o.system != "" && o.system != sys.Name {
 						continue
 					}
-					tasks = append(tasks, task{scenario: sc.Name, c: c, sys: sys, run: n + 1})
+					tasks = append(tasks, task{scenario: sc.Name, c: c, sys: sys, run: n + 1, quiet: o.quiet})
 				}
 			}
 		}
@@ -160,7 +162,7 @@ func run(ctx context.Context, args []string) error {
 func command(fs *flag.FlagSet) string {
 	var flags []string
 	fs.Visit(func(f *flag.Flag) {
-		if !slices.Contains([]string{"out", "save", "merge", "json", "jobs"}, f.Name) && (f.Name != "runs" || f.Value.String() != "0") {
+		if !slices.Contains([]string{"out", "save", "merge", "json", "jobs", "quiet"}, f.Name) && (f.Name != "runs" || f.Value.String() != "0") {
 			flags = append(flags, strings.TrimSuffix(fmt.Sprintf("-%s=%s", f.Name, f.Value), "=true"))
 		}
 	})
@@ -184,6 +186,7 @@ type task struct {
 	sys      paths.System
 	run      int
 
+	quiet   time.Duration
 	load    float64 // what others took before an Alone case, in cores
 	figures []paths.Figure
 }
@@ -220,7 +223,7 @@ func runAll(ctx context.Context, tasks []task, jobs int) error {
 // to be done with theirs.
 func (t *task) do(ctx context.Context) {
 	if t.c.Alone {
-		t.load = awaitQuiet(ctx)
+		t.load = awaitQuiet(ctx, t.quiet)
 	}
 	began := time.Now()
 	figs, err := t.c.Run(ctx, t.scenario, t.sys)
@@ -244,11 +247,11 @@ func (t *task) do(ctx context.Context) {
 	fmt.Fprintln(os.Stderr, line.String())
 }
 
-// awaitQuiet waits until the machine does little, for at most a minute, and
+// awaitQuiet waits until the machine does little, but not longer than that, and
 // returns how many cores it still kept busy.
-func awaitQuiet(ctx context.Context) (cores float64) {
+func awaitQuiet(ctx context.Context, most time.Duration) (cores float64) {
 	const enough = 0.2
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(most); ; {
 		before, began := busy(), time.Now()
 		t := time.NewTimer(time.Second)
 		select {
