@@ -21,6 +21,7 @@ var ErrHubDown = errors.New("hub is down")
 type Hub struct {
 	mu       sync.Mutex // guards all
 	down     bool
+	turned   chan struct{} // closed when down changes
 	peers    map[identity.PeerID]conduit.Peer
 	links    map[identity.PeerID]*connector
 	document []byte
@@ -30,6 +31,8 @@ type Hub struct {
 	denials  []conduit.Denial
 	lazy     bool
 	asked    []conduit.PeerQuery
+	relay    bool
+	streams  map[identity.PeerID]*stream
 }
 
 // Tap sees each signalling body and returns what is delivered instead; nil drops
@@ -46,8 +49,8 @@ func (h *Hub) SetTap(tap Tap) {
 // NewHub returns a hub with the default policy and no peers.
 func NewHub() *Hub {
 	return &Hub{
-		peers: map[identity.PeerID]conduit.Peer{}, links: map[identity.PeerID]*connector{},
-		document: policy.Default().Marshal(), version: 1,
+		peers: map[identity.PeerID]conduit.Peer{}, links: map[identity.PeerID]*connector{}, streams: map[identity.PeerID]*stream{},
+		document: policy.Default().Marshal(), version: 1, turned: make(chan struct{}),
 	}
 }
 
@@ -129,6 +132,11 @@ func (h *Hub) SetDown(down bool) {
 		return
 	}
 	h.down = down
+	if down {
+		h.breakStreamsLocked()
+	}
+	close(h.turned)
+	h.turned = make(chan struct{})
 	h.eachLocked(func(c *connector) {
 		if down {
 			c.put(func(ev conduit.HubEvents) { ev.HubState(false, ErrHubDown) })
@@ -178,7 +186,13 @@ func (h *Hub) welcomeLocked(c *connector) {
 
 // Connector returns the link of one node.
 func (h *Hub) Connector(id identity.PeerID) conduit.HubConnector {
-	return &connector{h: h, id: id, wake: make(chan struct{}, 1)}
+	c := &connector{h: h, id: id, wake: make(chan struct{}, 1)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.relay {
+		return relayConnector{c}
+	}
+	return c
 }
 
 // connector implements conduit.HubConnector.

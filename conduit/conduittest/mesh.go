@@ -24,8 +24,9 @@ type Mesh struct {
 	CA  *CA
 	Hub *Hub
 	// PSK is the mesh's pre-shared key.
-	PSK   []byte
-	nodes []*member
+	PSK    []byte
+	nodes  []*member
+	change func(i int, c *conduit.Config)
 }
 
 type member struct {
@@ -39,7 +40,16 @@ type member struct {
 // ends with the test and an error fails the test; with nil the caller closes it
 // and an error panics.
 func NewMesh(tb testing.TB, n int) *Mesh {
-	m, err := newMesh(n)
+	if tb != nil {
+		tb.Helper()
+	}
+	return NewMeshWith(tb, n, nil)
+}
+
+// NewMeshWith is NewMesh with nodes whose configurations change, which may be nil,
+// adjusts: at first and at each Restart.
+func NewMeshWith(tb testing.TB, n int, change func(i int, c *conduit.Config)) *Mesh {
+	m, err := newMesh(n, change)
 	if err != nil {
 		if tb == nil {
 			panic("conduittest: " + err.Error())
@@ -53,12 +63,12 @@ func NewMesh(tb testing.TB, n int) *Mesh {
 	return m
 }
 
-func newMesh(n int) (*Mesh, error) {
+func newMesh(n int, change func(int, *conduit.Config)) (*Mesh, error) {
 	ca, err := NewCA()
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{CA: ca, Hub: NewHub(), PSK: make([]byte, 32)}
+	m := &Mesh{CA: ca, Hub: NewHub(), PSK: make([]byte, 32), change: change}
 	_, _ = rand.Read(m.PSK)
 	for i := range n {
 		mem := &member{}
@@ -103,6 +113,9 @@ func (m *Mesh) start(i int, change func(*conduit.Config)) error {
 		Hub: m.Hub.Connector(mem.cert.ID), Device: dev, IncludeLoopback: true,
 		MeshPrefixes: []netip.Prefix{netip.MustParsePrefix("10.66.0.0/16"), netip.MustParsePrefix("fd66::/64")},
 	}
+	if m.change != nil {
+		m.change(i, &cfg)
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -124,6 +137,13 @@ func (m *Mesh) Restart(tb testing.TB, i int, change func(*conduit.Config)) {
 	if err := m.start(i, change); err != nil {
 		tb.Fatal(err)
 	}
+}
+
+// NoUDP is for change functions: the node takes no address for an end of a path, so
+// that only relays lead to it.
+func NoUDP(c *conduit.Config) {
+	c.IncludeLoopback = false
+	c.MeshPrefixes = append(c.MeshPrefixes, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
 }
 
 // Logger returns a logger to tb's log, for change functions.
