@@ -146,7 +146,7 @@ func (p *peer) speaker() *sess {
 }
 
 // connected reports whether packets go through.
-func (p *peer) connected() bool { return p.dp.Active() != nil }
+func (p *peer) connected() bool { return p.usable && p.dp.Active() != nil }
 
 // want sees to it that a session with a path comes about.
 func (p *peer) want(now time.Time) {
@@ -288,30 +288,27 @@ func (p *peer) drop(s *sess, now time.Time) {
 	s.close()
 }
 
-// choose makes the newest session that the peer has the one in use, where there is
-// a path.
+// choose makes the newest session that the peer has the one in use, once there is a
+// path. One that had a path stays in use without: the packet path keeps what is
+// Critical for the next one.
 func (p *peer) choose(now time.Time) {
 	var best *sess
-	if p.usable {
-		for _, s := range slices.Backward(p.sessions) {
-			if s.confirmed && !s.over {
-				best = s
-				break
-			}
+	for _, s := range slices.Backward(p.sessions) {
+		if s.confirmed && !s.over && (p.usable || s.hadPath) {
+			best = s
+			break
 		}
 	}
 	var dp *dataplane.Session
 	if best != nil {
 		dp = best.dp
 	}
-	old := p.dp.Active()
-	if old == dp {
-		return
-	}
-	p.e.cfg.Dataplane.Activate(p.dp, dp)
-	if best != nil {
-		best.hadPath = true
+	if p.dp.Active() != dp {
+		p.e.cfg.Dataplane.Activate(p.dp, dp)
 		p.keysSince = now
+	}
+	if best != nil && p.usable {
+		best.hadPath = true
 		p.lastErr, p.failures, p.notUntil = nil, 0, time.Time{}
 		p.finish(nil)
 	}
