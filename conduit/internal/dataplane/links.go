@@ -219,7 +219,7 @@ func (d *Dataplane) hand(l *link, lane packet.Lane, msgs []transport.Message, st
 	}
 	d.stats.tx[TxSend].Add(uint64(lost))
 	if d.stats.sendErrs.Add(1) == 1 { // once: it may go on for long
-		d.cfg.Logger.Warn("the system refuses to send to a peer; counting from now on", "bind", l.index, "lost", lost, "err", err)
+		d.cfg.Logger.Debug("the system refuses to send, a probe perhaps; counting from now on", "bind", l.index, "lost", lost, "err", err)
 	}
 	if se != nil && d.cfg.Refused != nil {
 		for _, r := range se.Refused {

@@ -279,10 +279,14 @@ func (p *peer) use(w *path.Ways, now time.Time) {
 		plane.SetWays(p.dp, nil)
 	}
 	p.noteDirect(now)
-	if usable {
-		best := w.Critical[0]
-		p.e.cfg.Logger.Info("ways to peer", "peer", p.info.Name, "best", p.describe(best), "critical", len(w.Critical), "mtu", w.MTU)
-	} else {
+	same := slices.Equal(p.critical, w.Critical)
+	p.critical = w.Critical
+	switch {
+	case usable && same: // a step of the search for the path's MTU
+		p.e.cfg.Logger.Debug("ways to peer", "peer", p.info.Name, "mtu", w.MTU)
+	case usable:
+		p.e.cfg.Logger.Info("ways to peer", "peer", p.info.Name, "best", p.describe(w.Critical[0]), "critical", len(w.Critical), "mtu", w.MTU)
+	default:
 		p.e.cfg.Logger.Info("no way to peer", "peer", p.info.Name)
 	}
 	if s := p.newest(); s != nil && p.hasDirect() && s.agent != nil && s.confirmed && now.Sub(s.created) > agentLife {

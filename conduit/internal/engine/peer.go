@@ -72,7 +72,8 @@ type peer struct {
 	usable      bool // some path carries packets
 	usableFrom  time.Time
 	rtt         time.Duration
-	generation  uint64 // of paths, when they were last tracked
+	critical    []path.ID // the ways of Critical
+	generation  uint64    // of paths, when they were last tracked
 	tracked     []dataplane.Path
 	budget      bucket // of handshakes
 	udpBudget   bucket

@@ -11,7 +11,7 @@ import (
 // by the next one.
 func TestRelayDies(t *testing.T) {
 	for range 30 {
-		inWorld(t, 2, func(t *testing.T, w *world) {
+		inWorld(t, 2, func(_ *testing.T, w *world) {
 			a, b := w.nodes[0], w.nodes[1]
 			w.setUDP(noUDP)
 			f := flow{w: w, from: a, to: b}
