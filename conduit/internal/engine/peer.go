@@ -114,6 +114,7 @@ func newPeer(e *Engine, info *registry.Peer) *peer {
 // remove closes everything that belongs to p.
 func (p *peer) remove(why error) {
 	p.machine.Close()
+	p.e.courier.Forget(p.info.ID)
 	p.e.cfg.Dataplane.Activate(p.dp, nil)
 	p.e.cfg.Dataplane.SetWays(p.dp, nil)
 	p.e.cfg.Dataplane.Abandon(p.dp, dataplane.TxNoSession)

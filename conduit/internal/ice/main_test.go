@@ -5,7 +5,6 @@ package ice
 import (
 	"crypto/fips140"
 	"encoding/binary"
-	"hash/crc32"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -16,6 +15,8 @@ import (
 
 	"github.com/pion/stun/v2"
 	"go.uber.org/goleak"
+
+	strict "github.com/bauxite-mesh/bauxite/conduit/internal/stun"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -291,6 +292,6 @@ func attr(typ uint16, v ...byte) []byte {
 func withFingerprint(b []byte) []byte {
 	b = append([]byte(nil), b...)
 	binary.BigEndian.PutUint16(b[2:], uint16(len(b)+8-headerSize))
-	sum := crc32.ChecksumIEEE(b) ^ fingerprintXOR
+	sum := strict.FingerprintOf(b)
 	return append(b, attr(attrFingerprint, byte(sum>>24), byte(sum>>16), byte(sum>>8), byte(sum))...)
 }

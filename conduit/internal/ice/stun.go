@@ -9,22 +9,21 @@ import (
 	"crypto/sha1" //nolint:gosec // RFC 8489 section 14.5; keys and addresses are protected elsewhere
 	"encoding/binary"
 	"hash"
-	"hash/crc32"
 	"net/netip"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/stun"
 )
 
 // Sizes and limits of STUN (RFC 8489) as this package accepts it.
 const (
-	headerSize     = 20
-	txIDSize       = 12
-	attrHeader     = 4
-	integritySize  = 20
-	maxMessage     = 1500
-	maxAttributes  = 32
-	maxUsername    = 513
-	maxText        = 763
-	magicCookie    = 0x2112A442
-	fingerprintXOR = 0x5354554e
+	headerSize    = stun.HeaderLen
+	attrHeader    = stun.AttrHeader
+	integritySize = stun.IntegrityLen
+	magicCookie   = stun.MagicCookie
+	txIDSize      = 12
+	maxMessage    = 1500
+	maxUsername   = 513
+	maxText       = 763
 )
 
 // Message types: the Binding method with its two classes that ICE answers to.
@@ -37,7 +36,7 @@ const (
 const (
 	attrMappedAddress     = 0x0001
 	attrUsername          = 0x0006
-	attrMessageIntegrity  = 0x0008
+	attrMessageIntegrity  = stun.MessageIntegrity
 	attrErrorCode         = 0x0009
 	attrUnknownAttributes = 0x000A
 	attrXORPeerAddress    = 0x0012
@@ -50,7 +49,7 @@ const (
 	attrSoftware          = 0x8022
 	attrOldXORMapped      = 0x8020 // of old drafts; pion reads it as XOR-MAPPED-ADDRESS
 	attrAlternateServer   = 0x8023
-	attrFingerprint       = 0x8028
+	attrFingerprint       = stun.Fingerprint
 	attrICEControlled     = 0x8029
 	attrICEControlling    = 0x802A
 	attrResponseOrigin    = 0x802B
@@ -73,10 +72,7 @@ type message struct {
 // parse checks the structure of b strictly and fills m. It allocates nothing and
 // keeps no reference to b. It says nothing about who sent b.
 func parse(b []byte, m *message) bool {
-	if len(b) < headerSize || len(b) > maxMessage || b[0]&0xC0 != 0 {
-		return false
-	}
-	if binary.BigEndian.Uint32(b[4:]) != magicCookie || int(binary.BigEndian.Uint16(b[2:])) != len(b)-headerSize || len(b)%4 != 0 {
+	if len(b) < headerSize {
 		return false
 	}
 	m.typ = binary.BigEndian.Uint16(b)
@@ -84,31 +80,7 @@ func parse(b []byte, m *message) bool {
 		return false
 	}
 	copy(m.tx[:], b[8:headerSize])
-	var seen uint64 // one bit per known attribute: none may come twice
-	last := uint16(0)
-	for off, n := headerSize, 0; off < len(b); n++ {
-		if n == maxAttributes || len(b)-off < attrHeader {
-			return false
-		}
-		typ, size := binary.BigEndian.Uint16(b[off:]), int(binary.BigEndian.Uint16(b[off+2:]))
-		end := off + attrHeader + (size+3)&^3
-		if end > len(b) {
-			return false
-		}
-		// Nothing may follow FINGERPRINT and only FINGERPRINT may follow
-		// MESSAGE-INTEGRITY: what integrity does not cover must not be read.
-		if last == attrFingerprint || (last == attrMessageIntegrity && typ != attrFingerprint) {
-			return false
-		}
-		last = typ
-		bit, ok := m.attribute(b, typ, off, size)
-		if !ok || seen&bit != 0 {
-			return false
-		}
-		seen |= bit
-		off = end
-	}
-	return true
+	return stun.Walk(b, maxMessage, func(attr uint16, off, size int) (uint64, bool) { return m.attribute(b, attr, off, size) })
 }
 
 // attribute checks one attribute at off. It returns the bit that marks the
@@ -123,28 +95,25 @@ func (m *message) attribute(b []byte, typ uint16, off, size int) (bit uint64, ok
 		m.integrity = off
 		return 1 << 1, size == integritySize
 	case attrFingerprint:
-		if size != 4 {
-			return 0, false
-		}
-		return 1 << 2, binary.BigEndian.Uint32(v) == crc32.ChecksumIEEE(b[:off])^fingerprintXOR
+		return 1 << 2, stun.FingerprintOK(v, b[:off])
 	case attrXORMappedAddress:
-		if !addressOK(v) {
+		if !stun.AddressOK(v) {
 			return 0, false
 		}
-		m.mapped = xorAddress(v, b)
+		m.mapped = stun.XORAddress(v, b)
 		return 1 << 3, true
 	case attrOldXORMapped:
 		return 0, false // an alias could carry past us what pion then trusts
 	case attrMappedAddress:
-		return 1 << 4, addressOK(v)
+		return 1 << 4, stun.AddressOK(v)
 	case attrXORPeerAddress, attrXORRelayedAddress:
 		return 0, false // TURN's: our client of TURN has a socket of its own
 	case attrAlternateServer:
-		return 1 << 7, addressOK(v)
+		return 1 << 7, stun.AddressOK(v)
 	case attrResponseOrigin:
-		return 1 << 8, addressOK(v)
+		return 1 << 8, stun.AddressOK(v)
 	case attrOtherAddress:
-		return 1 << 9, addressOK(v)
+		return 1 << 9, stun.AddressOK(v)
 	case attrPriority:
 		return 1 << 10, size == 4
 	case attrUseCandidate:
@@ -166,29 +135,6 @@ func (m *message) attribute(b []byte, typ uint16, off, size int) (bit uint64, ok
 	}
 	// Below 0x8000 comprehension is required (RFC 8489 section 14).
 	return 0, typ >= 0x8000
-}
-
-// addressOK tells whether v is an address attribute of a length that its family
-// asks for. pion's parser of this age trusts the length (CVE-2026-54909).
-func addressOK(v []byte) bool {
-	return (len(v) == 8 && v[1] == 1) || (len(v) == 20 && v[1] == 2)
-}
-
-// xorAddress decodes an address attribute that addressOK accepted.
-func xorAddress(v, msg []byte) netip.AddrPort {
-	port := binary.BigEndian.Uint16(v[2:]) ^ magicCookie>>16
-	if len(v) == 8 {
-		var a [4]byte
-		for i := range a {
-			a[i] = v[4+i] ^ msg[4+i]
-		}
-		return netip.AddrPortFrom(netip.AddrFrom4(a), port)
-	}
-	var a [16]byte
-	for i := range a {
-		a[i] = v[4+i] ^ msg[4+i] // the cookie, then the transaction id
-	}
-	return netip.AddrPortFrom(netip.AddrFrom16(a).Unmap(), port)
 }
 
 // integrity verifies MESSAGE-INTEGRITY with one short-term password. It keeps
@@ -235,6 +181,6 @@ func bindingRequest() ([]byte, txID) {
 	_, _ = rand.Read(b[8:headerSize]) // never fails
 	binary.BigEndian.PutUint16(b[headerSize:], attrFingerprint)
 	binary.BigEndian.PutUint16(b[headerSize+2:], 4)
-	binary.BigEndian.PutUint32(b[headerSize+attrHeader:], crc32.ChecksumIEEE(b[:headerSize])^fingerprintXOR)
+	binary.BigEndian.PutUint32(b[headerSize+attrHeader:], stun.FingerprintOf(b[:headerSize]))
 	return b, txID(b[8:headerSize])
 }

@@ -7,23 +7,21 @@ import (
 	"crypto/md5"  //nolint:gosec // RFC 8489 section 9.2.2; what TURN carries is sealed
 	"crypto/sha1" //nolint:gosec // RFC 8489 section 14.5
 	"encoding/binary"
-	"hash/crc32"
 	"net/netip"
+
+	"github.com/bauxite-mesh/bauxite/conduit/internal/stun"
 )
 
 // The subset of STUN (RFC 8489) and TURN (RFC 8656) that a client meets. The parser
 // is strict: pion's of this age trusts lengths that it should not, and sees only
 // what passed here.
 const (
-	headerSize     = 20
-	attrHeader     = 4
-	integritySize  = 20
-	maxSTUN        = 1700 // a Data indication around the largest packet
-	maxAttributes  = 32
-	maxText        = 763
-	magicCookie    = 0x2112A442
-	fingerprintXOR = 0x5354554e
-	cookieHigh     = magicCookie >> 16
+	headerSize    = stun.HeaderLen
+	attrHeader    = stun.AttrHeader
+	integritySize = stun.IntegrityLen
+	magicCookie   = stun.MagicCookie
+	maxSTUN       = 1700 // a Data indication around the largest packet
+	maxText       = 763
 )
 
 // Methods, and the classes that come from a server.
@@ -45,7 +43,7 @@ const (
 const (
 	attrMappedAddress     = 0x0001
 	attrUsername          = 0x0006
-	attrMessageIntegrity  = 0x0008
+	attrMessageIntegrity  = stun.MessageIntegrity
 	attrErrorCode         = 0x0009
 	attrUnknownAttributes = 0x000A
 	attrChannelNumber     = 0x000C
@@ -63,7 +61,7 @@ const (
 	attrOldXORMapped      = 0x8020 // of old drafts; pion reads it as XOR-MAPPED-ADDRESS
 	attrSoftware          = 0x8022
 	attrAlternateServer   = 0x8023
-	attrFingerprint       = 0x8028
+	attrFingerprint       = stun.Fingerprint
 )
 
 // Error codes that mean something to us.
@@ -85,34 +83,12 @@ type stunMessage struct {
 
 // parseSTUN checks the structure of b and fills m. It says nothing about who sent b.
 func parseSTUN(b []byte, m *stunMessage) bool {
-	if len(b) < headerSize || len(b) > maxSTUN || b[0]&0xC0 != 0 || len(b)%4 != 0 ||
-		binary.BigEndian.Uint32(b[4:]) != magicCookie || int(binary.BigEndian.Uint16(b[2:])) != len(b)-headerSize {
+	if len(b) < headerSize {
 		return false
 	}
 	typ := binary.BigEndian.Uint16(b)
 	m.method, m.class = typ&^classMask, typ&classMask
-	var seen uint64 // one bit per known attribute: none may come twice
-	last := uint16(0)
-	for off, n := headerSize, 0; off < len(b); n++ {
-		if n == maxAttributes || len(b)-off < attrHeader {
-			return false
-		}
-		attr, size := binary.BigEndian.Uint16(b[off:]), int(binary.BigEndian.Uint16(b[off+2:]))
-		end := off + attrHeader + (size+3)&^3
-		// Only FINGERPRINT may follow MESSAGE-INTEGRITY, and nothing that: what
-		// integrity does not cover must not be read.
-		if end > len(b) || last == attrFingerprint || last == attrMessageIntegrity && attr != attrFingerprint {
-			return false
-		}
-		last = attr
-		bit, ok := m.attribute(b, attr, off, size)
-		if !ok || seen&bit != 0 {
-			return false
-		}
-		seen |= bit
-		off = end
-	}
-	return true
+	return stun.Walk(b, maxSTUN, func(attr uint16, off, size int) (uint64, bool) { return m.attribute(b, attr, off, size) })
 }
 
 // attribute checks one attribute at off. It returns the bit that marks it as seen, 0
@@ -121,7 +97,7 @@ func (m *stunMessage) attribute(b []byte, attr uint16, off, size int) (bit uint6
 	v := b[off+attrHeader : off+attrHeader+size]
 	switch attr {
 	case attrMappedAddress:
-		return 1 << 0, addressOK(v)
+		return 1 << 0, stun.AddressOK(v)
 	case attrUsername:
 		return 1 << 1, size <= maxText
 	case attrMessageIntegrity:
@@ -144,10 +120,10 @@ func (m *stunMessage) attribute(b []byte, attr uint16, off, size int) (bit uint6
 	case attrLifetime:
 		return 1 << 6, size == 4
 	case attrXORPeerAddress:
-		if !addressOK(v) {
+		if !stun.AddressOK(v) {
 			return 0, false
 		}
-		m.peer = xorAddress(v, b)
+		m.peer = stun.XORAddress(v, b)
 		// A client may name several in one CreatePermission.
 		if m.method == methodPermission && m.class == classRequest {
 			return 0, true
@@ -162,13 +138,13 @@ func (m *stunMessage) attribute(b []byte, attr uint16, off, size int) (bit uint6
 	case attrNonce:
 		return 1 << 10, size <= maxText
 	case attrXORRelayedAddress:
-		if !addressOK(v) {
+		if !stun.AddressOK(v) {
 			return 0, false
 		}
-		m.relayed = xorAddress(v, b)
+		m.relayed = stun.XORAddress(v, b)
 		return 1 << 11, true
 	case attrXORMappedAddress:
-		return 1 << 12, addressOK(v)
+		return 1 << 12, stun.AddressOK(v)
 	case attrReservation:
 		return 1 << 13, size == 8
 	case attrOldXORMapped:
@@ -176,9 +152,9 @@ func (m *stunMessage) attribute(b []byte, attr uint16, off, size int) (bit uint6
 	case attrSoftware:
 		return 1 << 14, size <= maxText
 	case attrAlternateServer:
-		return 1 << 15, addressOK(v)
+		return 1 << 15, stun.AddressOK(v)
 	case attrFingerprint:
-		return 1 << 16, size == 4 && binary.BigEndian.Uint32(v) == crc32.ChecksumIEEE(b[:off])^fingerprintXOR
+		return 1 << 16, stun.FingerprintOK(v, b[:off])
 	case attrTransport, attrRequestedFamily:
 		return 0, size == 4
 	case attrEvenPort:
@@ -186,29 +162,6 @@ func (m *stunMessage) attribute(b []byte, attr uint16, off, size int) (bit uint6
 	}
 	// Below 0x8000 comprehension is required (RFC 8489 section 14).
 	return 0, attr >= 0x8000
-}
-
-// addressOK tells whether v is an address attribute of a length that its family
-// asks for.
-func addressOK(v []byte) bool {
-	return len(v) == 8 && v[1] == 1 || len(v) == 20 && v[1] == 2
-}
-
-// xorAddress decodes an address attribute that addressOK accepted.
-func xorAddress(v, msg []byte) netip.AddrPort {
-	port := binary.BigEndian.Uint16(v[2:]) ^ cookieHigh
-	if len(v) == 8 {
-		var a [4]byte
-		for i := range a {
-			a[i] = v[4+i] ^ msg[4+i]
-		}
-		return netip.AddrPortFrom(netip.AddrFrom4(a), port)
-	}
-	var a [16]byte
-	for i := range a {
-		a[i] = v[4+i] ^ msg[4+i] // the cookie, then the transaction id
-	}
-	return netip.AddrPortFrom(netip.AddrFrom16(a).Unmap(), port)
 }
 
 // parseChannelData returns the channel and the payload of ChannelData (RFC 8656
