@@ -37,6 +37,21 @@ type Buf struct {
 	// Dest is whatever the route stage resolved; only the seal stage reads it.
 	Dest any
 
+	// Datagram names the IP datagram that this is a fragment of; 0: not a fragment.
+	// Two datagrams of one path that are on their way together differ in it. It is
+	// that of the classify stage.
+	Datagram uint64
+	// FirstFragment and LastFragment tell of the two ends of Datagram.
+	FirstFragment, LastFragment bool
+	// Demoted is Bulk that policy lets pass only behind all other Bulk.
+	Demoted bool
+
+	// Next links packets that wait; only the queue that holds this one uses it.
+	Next *Buf
+	// Queued is when the packet entered its lane, in nanoseconds of the packet path's
+	// clock. The lanes set it.
+	Queued int64
+
 	refs atomic.Int32
 	data [Headroom + MaxInner + Tailroom]byte
 }
@@ -63,6 +78,8 @@ func (b *Buf) Release() {
 		panic("packet: Buf released twice")
 	}
 	b.N, b.Lane, b.Type, b.FlowHash, b.Enqueued, b.Dest = 0, 0, 0, 0, 0, nil
+	b.Datagram, b.FirstFragment, b.LastFragment, b.Demoted = 0, false, false, false
+	b.Next, b.Queued = nil, 0
 	pool.Put(b)
 }
 
