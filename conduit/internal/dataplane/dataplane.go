@@ -35,7 +35,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/classify"
-	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
+	lane "github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/oldlane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/route"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/policy"

@@ -5,7 +5,7 @@ package dataplane
 import (
 	"sync/atomic"
 
-	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
+	lane "github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/oldlane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 )
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lane queues packets by priority in front of one uplink, the thin
+// Package oldlane queues packets by priority in front of one uplink, the thin
 // resource that all peers share.
-package lane
+package oldlane
 
 import (
 	"sync"
