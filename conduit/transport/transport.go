@@ -25,6 +25,13 @@ type Message struct {
 	Segment int
 	// Addr is the remote address. IPv4 is never in its IPv6-mapped form.
 	Addr netip.AddrPort
+	// Time is when it was received, by the system's real-time clock in nanoseconds
+	// since 1970: taken by the kernel when the datagram, or the first of a run,
+	// came from the interface. 0: unknown. Send ignores it.
+	Time int64
+	// Alone has Send put nothing else into the same UDP_SEGMENT send, so that the
+	// datagram has a time of arrival of its own. Receive ignores it.
+	Alone bool
 }
 
 // Bind is one UDP port. All methods are safe for concurrent use; Receive is

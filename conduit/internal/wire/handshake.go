@@ -51,7 +51,7 @@ func (s Suite) String() string {
 // Capability bits of INVITE and OFFER. Unknown bits are ignored.
 const (
 	CapPartialChecksum = 1 << 0 // takes TypeDataPartial
-	CapReport          = 1 << 1 // sends TypeReport
+	CapReport          = 1 << 1 // sends TypeReport and answers TypeEcho
 	CapRekey           = 1 << 2 // takes part in the in-band rekey
 	CapPaths           = 1 << 3 // takes TypeSignal, TypeRelay, TypePathChallenge and TypePathResponse
 	CapRelay           = 1 << 4 // is willing to relay for others

@@ -48,9 +48,15 @@ const (
 	// TypeSignal carries a Fragment of a signalling message (MsgInvite to
 	// MsgReject) inside a session, where it spares the way by the hub.
 	TypeSignal Type = 10
-	// TypeRelay carries a whole packet for, or from, another peer: see Relay. It is
-	// the one type besides data that may travel in any lane.
+	// TypeRelay carries a whole packet for, or from, another peer: see Relay. It,
+	// data and the echo are what may travel in any lane.
 	TypeRelay Type = 11
+	// TypeEcho is data that the receiver returns unread in a TypeEchoReply, in the
+	// same lane: it waits where data of that lane waits. Sent only to a peer with
+	// CapReport. The body is the sender's own, of any form and length.
+	TypeEcho Type = 12
+	// TypeEchoReply has the body of a TypeEcho.
+	TypeEchoReply Type = 13
 	// TypeHandshake is not sealed: it carries a fragment of a handshake message
 	// between known peers while the hub is away. Its receiver index is 0.
 	TypeHandshake Type = 15
@@ -164,15 +170,21 @@ func (p *ProbeAck) Parse(b []byte) error {
 	return nil
 }
 
-// Report is the body of TypeReport: what the receiver saw on one path. Counts
-// are cumulative over all lanes, so a lost report costs nothing.
+// Report is the body of TypeReport: what the receiver saw on the path on which
+// the report arrives, in the other direction. Counts are cumulative over all
+// lanes, so a lost report costs nothing.
 type Report struct {
-	Path    uint16
+	// Path is reserved and sent as 0.
+	Path uint16
+	// Packets and Bytes (lengths of datagrams) count what the session accepted as
+	// its own, and copies of it.
 	Packets uint64
 	Bytes   uint64
-	// Lane and Counter name the newest Bulk packet, Received the receiver's clock
-	// at its arrival in microseconds.
+	// Lane, Session and Counter name the newest packet, of any lane: of the one
+	// that arrived last. Session is its receiver index; 0: none is known. Received
+	// is the receiver's clock at its arrival in microseconds.
 	Lane     packet.Lane
+	Session  uint32
 	Counter  uint64
 	Received uint64
 	// Hold is the time from then to the sending of this report, in microseconds.
@@ -183,11 +195,15 @@ type Report struct {
 	DelayMin, DelayP50, DelayMax, Last int32
 	// CE counts packets that arrived with ECN congestion experienced.
 	CE uint32
-	// TrainFirst, TrainBytes and TrainDispersion (µs) describe one packet train;
-	// TrainBytes 0 means none. TrainBytes excludes the first packet.
+	// TrainFirst, TrainBytes and TrainDispersion (µs) describe one train: Bulk
+	// packets of consecutive counters that left back to back. TrainBytes 0 means
+	// none; it excludes the first packet. Dispersion 0 is less than can be seen.
 	TrainFirst      uint64
 	TrainBytes      uint32
 	TrainDispersion uint32
+	// Copies counts those of Packets that had arrived before, on whatever path;
+	// modulo 2^32.
+	Copies uint32
 }
 
 // ReportLen is the length of a Report.
@@ -212,7 +228,8 @@ func (r *Report) Append(b []byte) []byte {
 	b = be.AppendUint64(b, r.TrainFirst)
 	b = be.AppendUint32(b, r.TrainBytes)
 	b = be.AppendUint32(b, r.TrainDispersion)
-	return append(b, 0, 0, 0, 0, 0, 0, 0, 0) // reserved
+	b = be.AppendUint32(b, r.Session)
+	return be.AppendUint32(b, r.Copies)
 }
 
 // Parse decodes b.
@@ -228,6 +245,7 @@ func (r *Report) Parse(b []byte) error {
 		*d = int32(be.Uint32(b[48+4*i:]))
 	}
 	r.TrainFirst, r.TrainBytes, r.TrainDispersion = be.Uint64(b[64:]), be.Uint32(b[72:]), be.Uint32(b[76:])
+	r.Session, r.Copies = be.Uint32(b[80:]), be.Uint32(b[84:])
 	return nil
 }
 
