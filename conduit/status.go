@@ -52,6 +52,13 @@ type UplinkStatus struct {
 	RxBytes uint64 `json:"rx_bytes"`
 	// Spent is true when the day's budget is used up.
 	Spent bool `json:"spent,omitempty"`
+	// Rate is what the interface may send at most, in bits per second on the wire; 0
+	// means no limit.
+	Rate float64 `json:"rate_bps,omitempty"`
+	// Backlog is what waits in the system's send buffers, in bytes.
+	Backlog int `json:"backlog_bytes,omitempty"`
+	// Held are the lanes that wait until the system takes packets again.
+	Held []string `json:"held,omitempty"`
 }
 
 // HubStatus is the link to the hub.
@@ -71,6 +78,24 @@ type PolicyStatus struct {
 	Version uint64 `json:"version"`
 	// Denied counts packets by the rule that denied them.
 	Denied map[string]uint64 `json:"denied,omitempty"`
+	// Alarms are the budgets that are exceeded, or were within the last minute.
+	Alarms []PolicyAlarm `json:"alarms,omitempty"`
+}
+
+// PolicyAlarm is a budget of the policy that traffic exceeds.
+type PolicyAlarm struct {
+	// Rule is the one whose budget it is, Peer the name of whoever exceeds it, which
+	// is this node's where its own packets do.
+	Rule string `json:"rule"`
+	Peer string `json:"peer,omitempty"`
+	Lane string `json:"lane,omitempty"`
+	// Action is what becomes of the packets: deny or demote.
+	Action string `json:"action,omitempty"`
+	// Packets is how many were over the budget since Since.
+	Packets uint64    `json:"packets"`
+	Since   time.Time `json:"since,omitzero"`
+	// Last is when that happened last.
+	Last time.Time `json:"last,omitzero"`
 }
 
 // PeerStatus is one other node.
@@ -135,6 +160,43 @@ type PathDetail struct {
 	Since     time.Time `json:"since,omitzero"`
 	// Reason says why it is not used.
 	Reason string `json:"reason,omitempty"`
+	// Pacing is how Telemetry and Bulk are paced on it; nil where nothing is, such as
+	// on a path that is not used or to a peer that sends no reports.
+	Pacing *PacingStatus `json:"pacing,omitempty"`
+}
+
+// The states of PacingStatus.
+const (
+	PacingUnlimited = "unlimited" // nothing is paced
+	PacingFixed     = "fixed"     // at the rate that was configured
+	PacingStartUp   = "start-up"  // still looking for the rate of the path
+	PacingSteady    = "steady"
+	PacingDraining  = "draining"  // below the path's rate, so that its queue empties
+	PacingCompeting = "competing" // beside a flow that fills the queue
+)
+
+// PacingStatus is how fast one path is filled, and what the peer's reports say of it.
+type PacingStatus struct {
+	// Strategy is null, fixed or delay-rate.
+	Strategy string `json:"strategy"`
+	// State is one of the Pacing constants.
+	State string `json:"state"`
+	// Rate is what may leave, in bits per second on the wire; 0 means no limit.
+	Rate float64 `json:"rate_bps"`
+	// Delivery is what the last report says arrived, in bits per second on the wire.
+	Delivery float64 `json:"delivery_bps"`
+	// Queue is the delay in the path's queue, beyond BaseRTT, that the last report saw,
+	// and Noise how much delays scatter by themselves. All are in milliseconds.
+	Queue   float64 `json:"queue_ms"`
+	BaseRTT float64 `json:"base_rtt_ms"`
+	Noise   float64 `json:"noise_ms"`
+	// Loss is the share of packets that was lost of late, 0 to 1.
+	Loss float64 `json:"loss"`
+	// Copies is how often each Telemetry packet is sent again on this path to repair
+	// loss; 0 means not at all.
+	Copies int `json:"copies"`
+	// Waiting is what Telemetry and Bulk have waiting for this path, in bytes.
+	Waiting int `json:"waiting_bytes"`
 }
 
 // KeyStatus is about the keys shared with a peer.
@@ -178,8 +240,20 @@ type LaneStatus struct {
 	TxBytes   uint64 `json:"tx_bytes"`
 	RxPackets uint64 `json:"rx_packets"`
 	RxBytes   uint64 `json:"rx_bytes"`
-	Queued    int    `json:"queued"`
-	Dropped   uint64 `json:"dropped"`
+	// Queued and QueuedBytes are what waits now; the bytes are those of inner packets.
+	Queued      int `json:"queued"`
+	QueuedBytes int `json:"queued_bytes"`
+	// Sojourn is how long packets waited of late, a moving average, and SojournMax the
+	// longest of the last second, both in milliseconds.
+	Sojourn    float64 `json:"sojourn_ms"`
+	SojournMax float64 `json:"sojourn_max_ms"`
+	// Dropped is the sum of DroppedBy: overflow, deadline, age, codel, datagram, closed.
+	Dropped   uint64            `json:"dropped"`
+	DroppedBy map[string]uint64 `json:"dropped_by_reason,omitempty"`
+	// Marked counts packets that were marked (ECN) rather than dropped.
+	Marked uint64 `json:"ecn_marked"`
+	// Demoted counts packets that the policy moved out of this lane.
+	Demoted uint64 `json:"demoted"`
 }
 
 // Status returns a snapshot. After Close it returns net.ErrClosed.
