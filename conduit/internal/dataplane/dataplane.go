@@ -87,6 +87,7 @@ type Dataplane struct {
 	routes   route.Table[*Peer]
 	sessions sessionTable
 	unknown  unknown
+	echoes   echoes
 	start    time.Time
 
 	stats stats

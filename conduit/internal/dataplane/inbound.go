@@ -155,6 +155,8 @@ func (r *reader) sealed(s *Session, b []byte, from Path, relayed bool) {
 			return
 		}
 		r.relay(s, body)
+	case wire.TypeEcho, wire.TypeEchoReply:
+		r.echo(s, body, from)
 	case wire.TypeProbe, wire.TypeProbeAck, wire.TypePathChallenge, wire.TypePathResponse, wire.TypeRekey, wire.TypeSignal, wire.TypeClose:
 		if r.hdr.Lane != packet.Critical {
 			r.drop(RxMalformed)

@@ -125,13 +125,15 @@ type Session struct {
 	probes     limiter
 	challenges limiter
 	controls   limiter
+	echoes     limiter
+	caps       uint32 // the peer's, wire.Cap…
 }
 
 // NewSession prepares a session from a finished handshake.
 func NewSession(p *Peer, e *session.Established) (*Session, error) {
 	s := &Session{
 		Peer: p, LocalIndex: e.LocalIndex, RemoteIndex: e.RemoteIndex, Suite: e.Secrets.Suite,
-		overhead: overhead(e.Secrets.Suite),
+		caps: e.PeerCaps, overhead: overhead(e.Secrets.Suite),
 	}
 	for l := range packet.NumLanes {
 		if err := s.send[l].Init(e.Secrets.Suite, &e.Secrets.Send[l]); err != nil {

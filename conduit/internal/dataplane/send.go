@@ -143,6 +143,7 @@ func (s *sender) peer(p *Peer, b *packet.Buf) {
 	data := b.Type == 0
 	if !data {
 		h.Type = wire.Type(b.Type)
+		stampEcho(b, s.now)
 	}
 	n := b.N
 	sealed, ok := s.seal(sess, b, &h)

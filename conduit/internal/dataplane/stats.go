@@ -53,12 +53,14 @@ const (
 	RxHandshakeRate // more handshakes than are looked at
 	RxChallengeRate // a peer challenges too often
 	RxControlRate   // a peer sends more control packets than are looked at
+	RxEchoRate      // a peer sends more echoes than are answered
+	RxEcho          // an answer to no echo of ours, or one that came too late
 	numRx
 )
 
 var (
 	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "stale", "no_path", "lane_overflow", "send_error"}
-	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device", "copy", "expired", "relay", "handshake_rate", "challenge_rate", "control_rate"}
+	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device", "copy", "expired", "relay", "handshake_rate", "challenge_rate", "control_rate", "echo_rate", "echo"}
 )
 
 // String returns the name that status and metrics use.
