@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -132,6 +133,19 @@ func (n *Node) Cmd(ctx context.Context, sub string, args ...string) (netns.Resul
 func (n *Node) Join(ctx context.Context, token, url string, flags ...string) (netns.Result, error) {
 	args := append(append([]string{"--name", n.Name}, flags...), token, url)
 	return n.Cmd(ctx, "join", args...)
+}
+
+// Configure adds lines to the node's config.toml.
+func (n *Node) Configure(lines string) error {
+	f, err := os.OpenFile(filepath.Join(n.Home, "config.toml"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return fmt.Errorf("configure %s: %w", n.Name, err)
+	}
+	_, err = f.WriteString("\n" + lines)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("configure %s: %w", n.Name, err)
+	}
+	return nil
 }
 
 // Spawn starts the node's daemon and does not wait for it.

@@ -17,6 +17,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/lab/flood"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
 	"github.com/bauxite-mesh/bauxite/lab/probe"
+	"github.com/bauxite-mesh/bauxite/lab/world"
 )
 
 // Junk is what an attacker sends.
@@ -39,7 +40,7 @@ const insiders = 16
 // JunkOf are the kinds that a system can be sent here: a rival gets packets of
 // its own format with an index that it has never given out.
 func JunkOf(sys System) []Junk {
-	if sys.rival != nil {
+	if !sys.Built() {
 		return []Junk{Unknown}
 	}
 	return []Junk{Unknown, BadTag, Counters, Invites, Insiders}
@@ -68,36 +69,36 @@ func (a Attack) Creep() int64 { return a.Memory[len(a.Memory)-1] - a.Memory[len(
 // Attacks sends each kind of junk to a robot that talks to another, at 50,000
 // packets a second (INVITEs at 2,000), for so long each.
 func Attacks(ctx context.Context, lab *netns.Lab, sys System, each time.Duration, kinds ...Junk) ([]Attack, error) {
-	w, err := newWorld(ctx, lab, sys, netns.Link{PerPacket: true})
+	w, err := world.New(ctx, lab, sys, netns.Link{PerPacket: true})
 	if err != nil {
 		return nil, err
 	}
 	link := netns.Link{PerPacket: true}
-	a, b, mallory := w.wan.Host("robot1", link), w.wan.Host("robot2", link), w.wan.Host("mallory", link)
+	a, b, mallory := w.WAN.Host("robot1", link), w.WAN.Host("robot2", link), w.WAN.Host("mallory", link)
 	capture, err := b.Iface(0).CaptureIncoming()
 	if err != nil {
 		return nil, err
 	}
-	p, err := w.connect(ctx, a, b)
+	p, err := w.Connect(ctx, a, b)
 	if err != nil {
 		return nil, err
 	}
-	defer p.close()
-	if err := pause(ctx, time.Second); err != nil {
+	defer p.Close()
+	if err := world.Pause(ctx, time.Second); err != nil {
 		return nil, err
 	}
-	if _, err := p.latency(ctx, time.Second); err != nil { // warm
+	if _, err := p.Latency(ctx, time.Second); err != nil { // warm
 		return nil, err
 	}
 	if err := capture.Stop(); err != nil {
 		return nil, err
 	}
-	victim := netip.AddrPortFrom(b.Addr4(), p.port[1])
+	victim := netip.AddrPortFrom(b.Addr4(), p.Port[1])
 	var all []Attack
 	for _, kind := range kinds {
 		t := target{host: 1, addr: victim}
 		if kind == Insiders {
-			err = p.insider(ctx, mallory, &t)
+			err = insider(ctx, p, mallory, &t)
 		} else {
 			var next flood.Maker
 			next, err = maker(sys, kind, capture)
@@ -111,7 +112,7 @@ func Attacks(ctx context.Context, lab *netns.Lab, sys System, each time.Duration
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", kind, err)
 		}
-		r, err := p.attack(ctx, mallory, t, kind, each)
+		r, err := attack(ctx, p, mallory, t, kind, each)
 		for _, c := range t.conns {
 			_ = c.Close()
 		}
@@ -132,9 +133,9 @@ type target struct {
 }
 
 // insider prepares the insider's attack. An INVITE goes to the higher PeerID.
-func (p *pair) insider(ctx context.Context, mallory *netns.Host, t *target) error {
+func insider(ctx context.Context, p *world.Pair, mallory *netns.Host, t *target) error {
 	var members [2]flood.Member
-	for i, n := range p.nodes {
+	for i, n := range p.Nodes {
 		text, err := os.ReadFile(filepath.Join(n.Home, "certs", "node.crt"))
 		if err != nil {
 			return err
@@ -146,7 +147,7 @@ func (p *pair) insider(ctx context.Context, mallory *netns.Host, t *target) erro
 	if bytes.Compare(members[0].ID[:], members[1].ID[:]) > 0 {
 		t.host = 0
 	}
-	t.addr = netip.AddrPortFrom(p.hosts[t.host].Addr4(), p.port[t.host])
+	t.addr = netip.AddrPortFrom(p.Hosts[t.host].Addr4(), p.Port[t.host])
 	for i := range insiders {
 		addr := mallory.Iface(0).AddAddr4(100 + i)
 		c, err := mallory.ListenUDP(netip.AddrPortFrom(addr, 0).String())
@@ -165,7 +166,7 @@ func (p *pair) insider(ctx context.Context, mallory *netns.Host, t *target) erro
 
 // maker forges the kind, from what was seen on the wire where it must be.
 func maker(sys System, kind Junk, capture *netns.Capture) (flood.Maker, error) {
-	if sys.rival != nil {
+	if !sys.Built() {
 		return foreign(sys.Name), nil
 	}
 	switch kind {
@@ -203,7 +204,7 @@ func foreign(name string) flood.Maker {
 	}
 }
 
-func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind Junk, each time.Duration) (Attack, error) {
+func attack(ctx context.Context, p *world.Pair, mallory *netns.Host, t target, kind Junk, each time.Duration) (Attack, error) {
 	r := Attack{Junk: kind}
 	rate := 50_000
 	switch kind {
@@ -214,11 +215,11 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind J
 	default:
 	}
 	var err error
-	if r.Quiet, err = p.latency(ctx, each); err != nil {
+	if r.Quiet, err = p.Latency(ctx, each); err != nil {
 		return r, err
 	}
-	pid := p.procs[t.host].Pid()
-	before, err := rss(pid)
+	pid := p.Procs[t.host].Pid()
+	before, err := world.RSS(pid)
 	if err != nil {
 		return r, err
 	}
@@ -248,7 +249,7 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind J
 		}
 		return sent, err
 	}
-	if err := pause(ctx, 300*time.Millisecond); err != nil {
+	if err := world.Pause(ctx, 300*time.Millisecond); err != nil {
 		_, _ = end()
 		return r, err
 	}
@@ -257,9 +258,9 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind J
 	if kind == Insiders {
 		each *= 3 // a heap that has a bound takes a while to get there
 	}
-	r.Loaded, err = p.latency(ctx, each)
+	r.Loaded, err = p.Latency(ctx, each)
 	took := time.Since(began)
-	last, memErr := rss(pid)
+	last, memErr := world.RSS(pid)
 	sent, sendErr := end()
 	r.Memory = append(append(r.Memory, <-watched...), last)
 	if err := errors.Join(err, memErr, sendErr); err != nil {
@@ -279,8 +280,8 @@ func (p *pair) attack(ctx context.Context, mallory *netns.Host, t target, kind J
 
 // watchMemory reads a process's memory every second until ctx ends.
 func watchMemory(ctx context.Context, pid int) (all []int64) {
-	for pause(ctx, time.Second) == nil {
-		if n, err := rss(pid); err == nil {
+	for world.Pause(ctx, time.Second) == nil {
+		if n, err := world.RSS(pid); err == nil {
 			all = append(all, n)
 		}
 	}

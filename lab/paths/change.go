@@ -10,6 +10,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/lab/fleet"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
 	"github.com/bauxite-mesh/bauxite/lab/probe"
+	"github.com/bauxite-mesh/bauxite/lab/world"
 )
 
 // Change is a path that gets better and worse again under two Critical streams.
@@ -30,53 +31,53 @@ type Change struct {
 // shown it.
 func Upgrade(ctx context.Context, lab *netns.Lab, sys System, hold time.Duration) (Change, error) {
 	var c Change
-	w, err := newWorld(ctx, lab, sys, leg)
+	w, err := world.New(ctx, lab, sys, leg)
 	if err != nil {
 		return c, err
 	}
 	box := func(name string) *netns.NAT {
-		return lab.NAT(name, netns.NATConfig{Kind: netns.PortRestricted, Upstream: w.wan, Link: leg})
+		return lab.NAT(name, netns.NATConfig{Kind: netns.PortRestricted, Upstream: w.WAN, Link: leg})
 	}
 	na, nb := box("home-a"), box("home-b")
 	a, b := na.Host("robot1", netns.Link{PerPacket: true}), nb.Host("robot2", netns.Link{PerPacket: true})
-	w.wan.BlockUDP(true, na.Outside(), nb.Outside())
-	p, err := w.connect(ctx, a, b)
+	w.WAN.BlockUDP(true, na.Outside(), nb.Outside())
+	p, err := w.Connect(ctx, a, b)
 	if err != nil {
 		return c, err
 	}
-	defer p.close()
-	if c.Relay, err = p.pathTo(ctx, relays...); err != nil {
+	defer p.Close()
+	if c.Relay, err = p.PathTo(ctx, world.Relays...); err != nil {
 		return c, err
 	}
-	streams, err := p.streams(probe.Requests{Count: probe.MaxRequests})
+	streams, err := p.Streams(probe.Requests{Count: probe.MaxRequests})
 	if err != nil {
 		return c, err
 	}
-	defer func() { _, _ = stopStreams(ctx, streams) }()
-	if err := pause(ctx, hold); err != nil {
+	defer func() { _, _ = world.StopStreams(ctx, streams) }()
+	if err := world.Pause(ctx, hold); err != nil {
 		return c, err
 	}
 
 	up := time.Now()
-	w.wan.BlockUDP(false)
-	if _, err = p.pathTo(ctx, fleet.PathDirect); err != nil {
+	w.WAN.BlockUDP(false)
+	if _, err = p.PathTo(ctx, fleet.PathDirect); err != nil {
 		return c, fmt.Errorf("upgrade: %w", err)
 	}
 	c.Upgrade = time.Since(up)
-	if err := pause(ctx, hold); err != nil {
+	if err := world.Pause(ctx, hold); err != nil {
 		return c, err
 	}
 	down := time.Now()
-	w.wan.BlockUDP(true, na.Outside(), nb.Outside())
-	if _, err := p.pathTo(ctx, relays...); err != nil {
+	w.WAN.BlockUDP(true, na.Outside(), nb.Outside())
+	if _, err := p.PathTo(ctx, world.Relays...); err != nil {
 		return c, fmt.Errorf("fall back: %w", err)
 	}
 	c.Fallback = time.Since(down)
-	if err := pause(ctx, hold); err != nil {
+	if err := world.Pause(ctx, hold); err != nil {
 		return c, err
 	}
 	end := time.Now()
-	if c.Streams, err = stopStreams(ctx, streams); err != nil {
+	if c.Streams, err = world.StopStreams(ctx, streams); err != nil {
 		return c, err
 	}
 	for i := range c.Streams {

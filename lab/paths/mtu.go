@@ -11,6 +11,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/lab/fleet"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
 	"github.com/bauxite-mesh/bauxite/lab/probe"
+	"github.com/bauxite-mesh/bauxite/lab/world"
 )
 
 // Narrow is how two robots got on over a path that eats long packets without a
@@ -34,9 +35,9 @@ func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int) (Narro
 	if err != nil {
 		return r, err
 	}
-	defer p.close()
+	defer p.Close()
 	// At once, before anything could be found out by small packets.
-	stream, err := p.stream(0, probe.Requests{Count: 300, Size: fullSize})
+	stream, err := p.Stream(0, probe.Requests{Count: 300, Size: fullSize})
 	if err != nil {
 		return r, err
 	}
@@ -48,22 +49,22 @@ func NarrowPath(ctx context.Context, lab *netns.Lab, sys System, mtu int) (Narro
 		r.Full = at
 	}
 	r.Late = d.LostAfterFirst()
-	r.Mbit, err = p.transfer(ctx, 4<<20)
+	r.Mbit, err = transfer(ctx, p, 4<<20)
 	return r, err
 }
 
 // narrowable is a pair on a path that can be narrowed; 0 leaves it wide.
-func narrowable(ctx context.Context, lab *netns.Lab, sys System, mtu int) (p *pair, narrow func(mtu int), err error) {
-	w, err := newWorld(ctx, lab, sys, leg)
+func narrowable(ctx context.Context, lab *netns.Lab, sys System, mtu int) (p *world.Pair, narrow func(mtu int), err error) {
+	w, err := world.New(ctx, lab, sys, leg)
 	if err != nil {
 		return nil, nil, err
 	}
-	a, b := w.wan.Host("robot1", leg), w.wan.Host("robot2", leg)
-	narrow = func(mtu int) { w.wan.Narrow(b.Iface(0), mtu) }
+	a, b := w.WAN.Host("robot1", leg), w.WAN.Host("robot2", leg)
+	narrow = func(mtu int) { w.WAN.Narrow(b.Iface(0), mtu) }
 	if mtu != 0 {
 		narrow(mtu)
 	}
-	p, err = w.connect(ctx, a, b)
+	p, err = w.Connect(ctx, a, b)
 	return p, narrow, err
 }
 
@@ -85,26 +86,26 @@ func Narrowing(ctx context.Context, lab *netns.Lab, sys System, mtu int, watch t
 	if err != nil {
 		return r, err
 	}
-	defer p.close()
-	a, b, err := p.tcp(ctx)
+	defer p.Close()
+	a, b, err := p.TCP(ctx)
 	if err != nil {
 		return r, err
 	}
 	flow := probe.StartFlow(a, b, probe.FlowConfig{Size: 8000, Interval: 20 * time.Millisecond})
 	defer flow.Close()
 	wide, cancel := context.WithTimeout(ctx, 10*time.Second)
-	_, err = p.nodes[0].WaitStatus(wide, "a wide path", func(s fleet.Status) bool {
-		r.Wide = p.mtu(s)
+	_, err = p.Nodes[0].WaitStatus(wide, "a wide path", func(s fleet.Status) bool {
+		r.Wide = foundMTU(p, s)
 		return r.Wide > 1450
 	})
 	cancel()
 	if err != nil {
 		return r, err
 	}
-	if err := pause(ctx, time.Second); err != nil {
+	if err := world.Pause(ctx, time.Second); err != nil {
 		return r, err
 	}
-	stream, err := p.stream(0, probe.Requests{Count: int(watch / interval)})
+	stream, err := p.Stream(0, probe.Requests{Count: int(watch / interval)})
 	if err != nil {
 		return r, err
 	}
@@ -118,14 +119,14 @@ func Narrowing(ctx context.Context, lab *netns.Lab, sys System, mtu int, watch t
 	if r.FlowGap > watch-time.Second {
 		r.FlowGap = never
 	}
-	s, err := p.nodes[0].Status(ctx)
-	r.Found = p.mtu(s)
+	s, err := p.Nodes[0].Status(ctx)
+	r.Found = foundMTU(p, s)
 	return r, err
 }
 
-// mtu is that of the path that Critical uses.
-func (p *pair) mtu(s fleet.Status) int {
-	q, _ := s.Peer(p.nodes[1].Name)
+// foundMTU is that of the path that Critical uses.
+func foundMTU(p *world.Pair, s fleet.Status) int {
+	q, _ := s.Peer(p.Nodes[1].Name)
 	for _, path := range q.Paths {
 		if slices.Contains(path.Lanes, "critical") {
 			return path.MTU
@@ -136,10 +137,10 @@ func (p *pair) mtu(s fleet.Status) int {
 
 // transfer moves bytes over TCP from the first host to the second and returns
 // Mbit/s, 0 if that took more than 15 s.
-func (p *pair) transfer(ctx context.Context, size int64) (float64, error) {
+func transfer(ctx context.Context, p *world.Pair, size int64) (float64, error) {
 	limited, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	a, b, err := p.tcp(limited)
+	a, b, err := p.TCP(limited)
 	if err != nil {
 		return 0, ctx.Err()
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/lab/fleet"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
+	"github.com/bauxite-mesh/bauxite/lab/world"
 )
 
 // NATs are the kinds of the matrix, by name; "none" is a public host.
@@ -24,13 +25,13 @@ func Direct(a, b string) bool {
 
 // Matrix is a hub with pairs of robots behind NATs.
 type Matrix struct {
-	w     *world
+	w     *world.World
 	pairs int
 }
 
 // NewMatrix makes the hub.
 func NewMatrix(ctx context.Context, lab *netns.Lab, sys System) (*Matrix, error) {
-	w, err := newWorld(ctx, lab, sys, leg)
+	w, err := world.New(ctx, lab, sys, leg)
 	return &Matrix{w: w}, err
 }
 
@@ -49,13 +50,13 @@ func (m *Matrix) Prepare(ctx context.Context, a, b string) (Meeting, error) {
 		name := fmt.Sprintf("robot%d%c", m.pairs, 'a'+side)
 		var h *netns.Host
 		if kind == NATs[0] {
-			h = m.w.wan.Host(name, leg)
+			h = m.w.WAN.Host(name, leg)
 		} else {
-			box := m.w.lab.NAT(name+"-nat", netns.NATConfig{Kind: natKinds[kind], Upstream: m.w.wan, Link: leg})
+			box := m.w.Lab.NAT(name+"-nat", netns.NATConfig{Kind: natKinds[kind], Upstream: m.w.WAN, Link: leg})
 			h = box.Host(name, netns.Link{PerPacket: true})
 		}
 		var err error
-		if t.nodes[side], err = m.w.join(ctx, h); err != nil {
+		if t.nodes[side], err = m.w.Join(ctx, h); err != nil {
 			return t, err
 		}
 	}
@@ -88,27 +89,27 @@ const rest = 1500 * time.Millisecond
 // Meet measures a cell. The first of the pair sends.
 func (t Meeting) Meet(ctx context.Context) (Cell, error) {
 	c := Cell{A: t.a, B: t.b}
-	p := &pair{nodes: t.nodes}
-	defer p.close()
-	for i, n := range p.nodes {
-		p.hosts[i] = n.Host
+	p := &world.Pair{Nodes: t.nodes}
+	defer p.Close()
+	for i, n := range p.Nodes {
+		p.Hosts[i] = n.Host
 		if err := n.Start(ctx); err != nil {
 			return c, err
 		}
 		defer n.Stop()
 	}
-	if err := p.ready(ctx); err != nil {
+	if err := p.Ready(ctx); err != nil {
 		return c, err
 	}
-	if err := p.echo(); err != nil {
+	if err := p.Echo(); err != nil {
 		return c, err
 	}
 	var err error
-	if c.Cold, err = p.first(ctx); err != nil {
+	if c.Cold, err = p.First(ctx); err != nil {
 		return c, err
 	}
 	answered := time.Now()
-	if c.First, err = p.pathTo(ctx, append(relays, fleet.PathDirect)...); err != nil {
+	if c.First, err = p.PathTo(ctx, append(world.Relays, fleet.PathDirect)...); err != nil {
 		return c, err
 	}
 	want := fleet.PathTurn // ranks before the hub's stream
@@ -116,40 +117,29 @@ func (t Meeting) Meet(ctx context.Context) (Cell, error) {
 		want = fleet.PathDirect
 	}
 	settle, cancel := context.WithTimeout(ctx, 8*time.Second)
-	c.Path, err = p.pathTo(settle, want)
+	c.Path, err = p.PathTo(settle, want)
 	cancel()
 	if err != nil && ctx.Err() != nil {
 		return c, err
 	}
 	c.Settled = time.Since(answered)
 	for _, again := range []int{1, 0} {
-		if err := pause(ctx, rest); err != nil {
+		if err := world.Pause(ctx, rest); err != nil {
 			return c, err
 		}
-		n := p.nodes[again]
+		n := p.Nodes[again]
 		n.Stop()
 		if err := n.Start(ctx); err != nil {
 			return c, err
 		}
-		if err := p.ready(ctx); err != nil {
+		if err := p.Ready(ctx); err != nil {
 			return c, err
 		}
-		took, err := p.first(ctx)
+		took, err := p.First(ctx)
 		if err != nil {
 			return c, err
 		}
 		c.Known = append(c.Known, took)
 	}
 	return c, nil
-}
-
-// first is answer with a limit of its own.
-func (p *pair) first(ctx context.Context) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	took, err := p.answer(ctx)
-	if err != nil {
-		return took, fmt.Errorf("%w\n%s", err, p.tails())
-	}
-	return took, nil
 }

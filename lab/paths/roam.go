@@ -8,6 +8,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/lab/netns"
 	"github.com/bauxite-mesh/bauxite/lab/probe"
+	"github.com/bauxite-mesh/bauxite/lab/world"
 )
 
 // Move is a change of the only uplink.
@@ -43,37 +44,37 @@ func Roaming(ctx context.Context, lab *netns.Lab, sys System, o RoamOptions) (Ro
 	if o.Limit == 0 {
 		o.Limit = never
 	}
-	w, err := newWorld(ctx, lab, sys, leg)
+	w, err := world.New(ctx, lab, sys, leg)
 	if err != nil {
 		return r, err
 	}
 	var a *netns.Host
 	var next *netns.Iface
 	if o.Move == HandOver {
-		home := lab.NAT("home", netns.NATConfig{Kind: netns.PortRestricted, Upstream: w.wan, Link: wifi})
-		carrier := lab.NAT("carrier", netns.NATConfig{Kind: netns.Symmetric, Upstream: w.wan, Link: lte})
+		home := lab.NAT("home", netns.NATConfig{Kind: netns.PortRestricted, Upstream: w.WAN, Link: wifi})
+		carrier := lab.NAT("carrier", netns.NATConfig{Kind: netns.Symmetric, Upstream: w.WAN, Link: lte})
 		a = home.Host("robot1", netns.Link{PerPacket: true})
 		next = a.Attach(carrier, netns.Link{PerPacket: true})
 		next.Down()
 	} else {
-		a = w.wan.Host("robot1", leg)
+		a = w.WAN.Host("robot1", leg)
 	}
-	b := w.wan.Host("robot2", near)
-	p, err := w.connect(ctx, a, b)
+	b := w.WAN.Host("robot2", near)
+	p, err := w.Connect(ctx, a, b)
 	if err != nil {
 		return r, err
 	}
-	defer p.close()
+	defer p.Close()
 	from := 0
 	if o.FarSide {
 		from = 1
 	}
-	stream, err := p.stream(from, probe.Requests{Count: probe.MaxRequests})
+	stream, err := p.Stream(from, probe.Requests{Count: probe.MaxRequests})
 	if err != nil {
 		return r, err
 	}
 	defer func() { _, _ = stream.Stop(ctx) }()
-	if err := pause(ctx, 2*time.Second); err != nil {
+	if err := world.Pause(ctx, 2*time.Second); err != nil {
 		return r, err
 	}
 	at := time.Now()
@@ -85,7 +86,7 @@ func Roaming(ctx context.Context, lab *netns.Lab, sys System, o RoamOptions) (Ro
 	}
 	before := stream.Got()
 	for time.Since(at) < o.Limit && stream.Got() < before+100 {
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := world.Pause(ctx, 100*time.Millisecond); err != nil {
 			return r, err
 		}
 	}

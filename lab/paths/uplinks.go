@@ -10,6 +10,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/lab/flood"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
 	"github.com/bauxite-mesh/bauxite/lab/probe"
+	"github.com/bauxite-mesh/bauxite/lab/world"
 )
 
 // Cut is a way in which an uplink dies.
@@ -39,22 +40,22 @@ func (c Cut) set(i *netns.Iface, cut bool) {
 
 // The uplinks of a robot that has two.
 var (
-	wifi = cable(4*time.Millisecond, time.Millisecond)
-	lte  = cable(15*time.Millisecond, 2*time.Millisecond)
-	near = cable(2*time.Millisecond, 0)
+	wifi = world.Cable(4*time.Millisecond, time.Millisecond)
+	lte  = world.Cable(15*time.Millisecond, 2*time.Millisecond)
+	near = world.Cable(2*time.Millisecond, 0)
 )
 
 // twoUplinks is a robot with Wi-Fi and LTE, in that order of preference.
-func (w *world) twoUplinks(name string) *netns.Host {
-	h := w.wan.Host(name, wifi)
-	h.Attach(w.wan, lte)
+func twoUplinks(w *world.World, name string) *netns.Host {
+	h := w.WAN.Host(name, wifi)
+	h.Attach(w.WAN, lte)
 	return h
 }
 
 // behindNATs is twoUplinks with a NAT in each: a router at home and a carrier's.
-func (w *world) behindNATs(name string) *netns.Host {
-	home := w.lab.NAT("home", netns.NATConfig{Kind: netns.PortRestricted, Upstream: w.wan, Link: wifi})
-	carrier := w.lab.NAT("carrier", netns.NATConfig{Kind: netns.Symmetric, Upstream: w.wan, Link: lte})
+func behindNATs(w *world.World, name string) *netns.Host {
+	home := w.Lab.NAT("home", netns.NATConfig{Kind: netns.PortRestricted, Upstream: w.WAN, Link: wifi})
+	carrier := w.Lab.NAT("carrier", netns.NATConfig{Kind: netns.Symmetric, Upstream: w.WAN, Link: lte})
 	h := home.Host(name, netns.Link{PerPacket: true})
 	h.Attach(carrier, netns.Link{PerPacket: true})
 	return h
@@ -91,27 +92,27 @@ type CutOptions struct {
 // CutUplinks runs it.
 func CutUplinks(ctx context.Context, lab *netns.Lab, sys System, o CutOptions) (Cuts, error) {
 	var c Cuts
-	w, err := newWorld(ctx, lab, sys, leg)
+	w, err := world.New(ctx, lab, sys, leg)
 	if err != nil {
 		return c, err
 	}
 	var a *netns.Host
 	if o.NAT {
-		a = w.behindNATs("robot1")
+		a = behindNATs(w, "robot1")
 	} else {
-		a = w.twoUplinks("robot1")
+		a = twoUplinks(w, "robot1")
 	}
 	var b *netns.Host
 	if o.Both {
-		b = w.twoUplinks("robot2")
+		b = twoUplinks(w, "robot2")
 	} else {
-		b = w.wan.Host("robot2", near)
+		b = w.WAN.Host("robot2", near)
 	}
-	p, err := w.connect(ctx, a, b)
+	p, err := w.Connect(ctx, a, b)
 	if err != nil {
 		return c, err
 	}
-	defer p.close()
+	defer p.Close()
 	var captures [2]*netns.Capture
 	for i := range captures {
 		if captures[i], err = a.Iface(i).Capture(); err != nil {
@@ -121,18 +122,18 @@ func CutUplinks(ctx context.Context, lab *netns.Lab, sys System, o CutOptions) (
 	if err := bothUsed(ctx, captures); err != nil {
 		return c, err
 	}
-	flow, err := p.flow(ctx)
+	flow, err := p.Flow(ctx)
 	if err != nil {
 		return c, err
 	}
 	began := time.Now()
-	streams, err := p.streams(probe.Requests{Count: o.Packets, Linger: 2 * time.Second})
+	streams, err := p.Streams(probe.Requests{Count: o.Packets, Linger: 2 * time.Second})
 	if err != nil {
 		return c, err
 	}
 	whole := time.Duration(o.Packets) * interval
 	mark := func(what string, share float64) (time.Time, error) {
-		err := pause(ctx, time.Until(began.Add(time.Duration(share*float64(whole)))))
+		err := world.Pause(ctx, time.Until(began.Add(time.Duration(share*float64(whole)))))
 		now := time.Now()
 		c.Marks = append(c.Marks, Mark{what, now})
 		return now, err
@@ -155,7 +156,7 @@ func CutUplinks(ctx context.Context, lab *netns.Lab, sys System, o CutOptions) (
 	}
 	c.FlowGap = [2]time.Duration{flow.Gap(1, began, end), flow.Gap(0, began, end)}
 	c.FlowErr = flow.Close()
-	if c.Streams, err = await(ctx, streams); err != nil {
+	if c.Streams, err = world.Await(ctx, streams); err != nil {
 		return c, err
 	}
 	for i, capture := range captures {
@@ -171,7 +172,7 @@ func CutUplinks(ctx context.Context, lab *netns.Lab, sys System, o CutOptions) (
 // ever do is for the figures to tell, so it gives up without a word.
 func bothUsed(ctx context.Context, captures [2]*netns.Capture) error {
 	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); {
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := world.Pause(ctx, 50*time.Millisecond); err != nil {
 			return err
 		}
 		used := 0
@@ -184,7 +185,7 @@ func bothUsed(ctx context.Context, captures [2]*netns.Capture) error {
 			}
 		}
 		if used == 2 {
-			return pause(ctx, 300*time.Millisecond)
+			return world.Pause(ctx, 300*time.Millisecond)
 		}
 	}
 	return nil
@@ -236,29 +237,29 @@ type Failover struct {
 // which is at most 30 s.
 func FailOver(ctx context.Context, lab *netns.Lab, sys System, cut Cut, limit time.Duration) (Failover, error) {
 	var f Failover
-	w, err := newWorld(ctx, lab, sys, leg)
+	w, err := world.New(ctx, lab, sys, leg)
 	if err != nil {
 		return f, err
 	}
-	a, b := w.twoUplinks("robot1"), w.wan.Host("robot2", near)
-	p, err := w.connect(ctx, a, b)
+	a, b := twoUplinks(w, "robot1"), w.WAN.Host("robot2", near)
+	p, err := w.Connect(ctx, a, b)
 	if err != nil {
 		return f, err
 	}
-	defer p.close()
-	if err := pause(ctx, time.Second); err != nil {
+	defer p.Close()
+	if err := world.Pause(ctx, time.Second); err != nil {
 		return f, err
 	}
-	flow, err := p.flow(ctx)
+	flow, err := p.Flow(ctx)
 	if err != nil {
 		return f, err
 	}
-	streams, err := p.streams(probe.Requests{Count: probe.MaxRequests})
+	streams, err := p.Streams(probe.Requests{Count: probe.MaxRequests})
 	if err != nil {
 		return f, err
 	}
-	defer func() { _, _ = stopStreams(ctx, streams) }()
-	if err := pause(ctx, 2*time.Second); err != nil {
+	defer func() { _, _ = world.StopStreams(ctx, streams) }()
+	if err := world.Pause(ctx, 2*time.Second); err != nil {
 		return f, err
 	}
 	at := time.Now()
@@ -269,19 +270,19 @@ func FailOver(ctx context.Context, lab *netns.Lab, sys System, cut Cut, limit ti
 	}
 	// Recovered when both streams move again; a second more tells what was lost.
 	for time.Since(at) < limit {
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := world.Pause(ctx, 100*time.Millisecond); err != nil {
 			return f, err
 		}
 		if streams[0].Got() > before[0]+100 && streams[1].Got() > before[1]+100 {
 			break
 		}
 	}
-	if err := pause(ctx, 500*time.Millisecond); err != nil {
+	if err := world.Pause(ctx, 500*time.Millisecond); err != nil {
 		return f, err
 	}
 	end := time.Now()
 	f.FlowGap = [2]time.Duration{flow.Gap(1, at, end), flow.Gap(0, at, end)}
-	d, err := stopStreams(ctx, streams)
+	d, err := world.StopStreams(ctx, streams)
 	if err != nil {
 		return f, err
 	}
@@ -311,22 +312,22 @@ type Skew struct {
 // Skews streams packets over a first uplink that loses 30 % and a second one that
 // is later by each of the delays.
 func Skews(ctx context.Context, lab *netns.Lab, sys System, packets int, delays ...time.Duration) ([]Skew, error) {
-	w, err := newWorld(ctx, lab, sys, leg)
+	w, err := world.New(ctx, lab, sys, leg)
 	if err != nil {
 		return nil, err
 	}
 	short := netns.Shape{Delay: 5 * time.Millisecond}
-	a, b := w.wan.Host("robot1", leg), w.wan.Host("robot2", near)
-	second := a.Attach(w.wan, leg)
-	p, err := w.connect(ctx, a, b)
+	a, b := w.WAN.Host("robot1", leg), w.WAN.Host("robot2", near)
+	second := a.Attach(w.WAN, leg)
+	p, err := w.Connect(ctx, a, b)
 	if err != nil {
 		return nil, err
 	}
-	defer p.close()
-	if err := pause(ctx, 2*time.Second); err != nil { // both paths are in use
+	defer p.Close()
+	if err := world.Pause(ctx, 2*time.Second); err != nil { // both paths are in use
 		return nil, err
 	}
-	w.hub.Stop() // or its relay would carry what the capture does not see
+	w.Hub.Stop() // or its relay would carry what the capture does not see
 	lossy := netns.Shape{Delay: short.Delay, Loss: 0.3}
 	a.Iface(0).SetShape(lossy, lossy)
 	var all []Skew
@@ -338,14 +339,14 @@ func Skews(ctx context.Context, lab *netns.Lab, sys System, packets int, delays 
 		if err != nil {
 			return nil, err
 		}
-		stream, err := p.stream(0, probe.Requests{Count: packets, Linger: 2*delay + 1500*time.Millisecond})
+		stream, err := p.Stream(0, probe.Requests{Count: packets, Linger: 2*delay + 1500*time.Millisecond})
 		if err != nil {
 			return nil, err
 		}
 		if s.Stream, err = stream.Wait(ctx); err != nil {
 			return nil, err
 		}
-		p.closers[len(p.closers)-2]() // the receiver's port is for the next stream
+		p.CloseStream() // the receiver's port is for the next stream
 		if err := capture.Stop(); err != nil {
 			return nil, err
 		}

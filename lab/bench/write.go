@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package paths
+package bench
 
 import (
 	"fmt"
@@ -45,11 +45,15 @@ func (a *About) Machine() {
 	a.Go = strings.TrimPrefix(runtime.Version(), "go")
 }
 
+// Page is what a report says of itself.
+type Page struct {
+	Title, Intro string
+}
+
 // Markdown writes the report as a page.
-func (r *Report) Markdown(out io.Writer, about About, plan []Scenario) error {
+func (r *Report) Markdown(out io.Writer, about About, page Page, plan []Scenario) error {
 	var b strings.Builder
-	b.WriteString("# Paths that never let go\n\n")
-	b.WriteString("`make lab` runs the built binaries in network namespaces (`lab/paths`) and writes this page. Both robots, the hub, routers, delay boxes and traffic share one machine's cores.\n\n")
+	fmt.Fprintf(&b, "# %s\n\n%s\n\n", page.Title, page.Intro)
 	fmt.Fprintf(&b, "```sh\n%s\n```\n\n| | |\n|---|---|\n", about.Command)
 	for _, row := range [][2]string{
 		{"Date", about.Date},
@@ -79,8 +83,8 @@ func (r *Report) Markdown(out io.Writer, about About, plan []Scenario) error {
 			continue
 		}
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", sc.Title, sc.Text)
-		if sc.Name == "nat" {
-			writeMatrix(&b, figs)
+		if sc.Write != nil {
+			sc.Write(&b, figs)
 			continue
 		}
 		writeTable(&b, figs)
@@ -161,52 +165,6 @@ func (f *Figure) label() string {
 }
 
 const ended = "came to its end"
-
-// writeMatrix shows the cells of the NAT matrix as a grid, and the goals below.
-func writeMatrix(b *strings.Builder, figs []*Figure) {
-	find := func(name, what string) *Figure {
-		for _, f := range figs {
-			if f.Case == name && f.What == what {
-				return f
-			}
-		}
-		return &Figure{}
-	}
-	fmt.Fprintf(b, "| first \\ second | %s |\n|---|%s\n", strings.Join(NATs, " | "), strings.Repeat("---|", len(NATs)))
-	for _, first := range NATs {
-		fmt.Fprintf(b, "| **%s**", first)
-		for _, second := range NATs {
-			name := first + " × " + second
-			path, cold, known := find(name, "path"), find(name, "cold"), find(name, "known")
-			text := fmt.Sprintf("%s; cold %s / %s; known %s / %s", path.Show(), half(cold), number(cold.Value()), half(known), number(known.Value()))
-			if !path.OK() || path.Words == nil {
-				text += " **missed**"
-			}
-			b.WriteString(" | " + text)
-		}
-		b.WriteString(" |\n")
-	}
-	b.WriteString("\nEach cell: the path, the first answer cold and known, both p50 / p95 in ms. ")
-	paths, wrong := 0, 0
-	for _, f := range figs {
-		if f.What == "path" {
-			paths++
-			wrong += min(f.Wrong, 1)
-		}
-	}
-	all := func(f *Figure) string {
-		verdict := "holds"
-		if !f.OK() {
-			verdict = "**missed**"
-		}
-		return fmt.Sprintf("%s / %s / %s ms of %d, goal p95 %s: %s", half(f), number(f.Value()),
-			number((&Figure{Samples: f.Samples, Stat: Worst}).Value()), len(f.Samples), f.ShowGoal(), verdict)
-	}
-	fmt.Fprintf(b, "All cells together, p50 / p95 / worst: cold %s; known %s. %d of %d cells have the path that theory allows.\n",
-		all(find(allCells, "cold")), all(find(allCells, "known")), paths-wrong, paths)
-}
-
-func half(f *Figure) string { return number((&Figure{Samples: f.Samples, Stat: Median}).Value()) }
 
 // Text writes the figures as lines, for a terminal.
 func (r *Report) Text(out io.Writer) error {

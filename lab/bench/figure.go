@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package paths
+package bench
 
 import (
 	"encoding/json"
@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/bauxite-mesh/bauxite/lab/world"
 )
 
 // Stat is how the samples of several runs become one figure.
@@ -127,7 +129,7 @@ func (f *Figure) Show() string {
 		slices.Sort(seen)
 		return strings.Join(slices.Compact(seen), ", ")
 	}
-	text := number(f.Value())
+	text := Number(f.Value())
 	if f.Stat == Sum || len(f.Samples) < 2 {
 		return text
 	}
@@ -135,7 +137,7 @@ func (f *Figure) Show() string {
 	if least == most {
 		return text
 	}
-	return fmt.Sprintf("%s (%s–%s)", text, number(least), number(most))
+	return fmt.Sprintf("%s (%s–%s)", text, Number(least), Number(most))
 }
 
 // ShowGoal is what the figure must hold, "" for nothing.
@@ -144,14 +146,15 @@ func (f *Figure) ShowGoal() string {
 	case f.Goal == nil:
 		return ""
 	case f.AtLeast:
-		return "≥ " + number(*f.Goal)
+		return "≥ " + Number(*f.Goal)
 	case *f.Goal == 0:
 		return "0"
 	}
-	return "≤ " + number(*f.Goal)
+	return "≤ " + Number(*f.Goal)
 }
 
-func number(v float64) string {
+// Number is a value with the digits that matter.
+func Number(v float64) string {
 	switch {
 	case math.IsNaN(v):
 		return "–"
@@ -199,50 +202,60 @@ func (r *Report) Missed() []*Figure {
 	return out
 }
 
-// sheet makes the figures of one case of one system.
-type sheet struct {
-	scenario, kase, system string
-	figures                []Figure
+// Sheet makes the figures of one case of one system.
+type Sheet struct {
+	Scenario, Case, System string
+
+	figures []Figure
 }
 
-func (s *sheet) add(what, unit string, stat Stat, v ...float64) *Figure {
+// Add adds a figure with the samples of this run.
+func (s *Sheet) Add(what, unit string, stat Stat, v ...float64) *Figure {
 	s.figures = append(s.figures, Figure{
-		Scenario: s.scenario, Case: s.kase, System: s.system, What: what, Unit: unit, Stat: stat, Samples: v,
+		Scenario: s.Scenario, Case: s.Case, System: s.System, What: what, Unit: unit, Stat: stat, Samples: v,
 	})
 	return &s.figures[len(s.figures)-1]
 }
 
-// ms adds times in milliseconds; never becomes +Inf.
-func (s *sheet) ms(what string, stat Stat, d ...time.Duration) *Figure {
+// MS adds times in milliseconds; never becomes +Inf.
+func (s *Sheet) MS(what string, stat Stat, d ...time.Duration) *Figure {
 	v := make([]float64, len(d))
 	for i := range d {
 		v[i] = float64(d[i]) / 1e6
-		if d[i] >= never {
+		if d[i] >= world.Never {
 			v[i] = math.Inf(1)
 		}
 	}
-	return s.add(what, "ms", stat, v...)
+	return s.Add(what, "ms", stat, v...)
 }
 
-func (s *sheet) count(what string, n ...int) *Figure {
+// Count adds a number of packets, of all runs together.
+func (s *Sheet) Count(what string, n ...int) *Figure {
 	v := make([]float64, len(n))
 	for i := range n {
 		v[i] = float64(n[i])
 	}
-	return s.add(what, "packets", Sum, v...)
+	return s.Add(what, "packets", Sum, v...)
 }
 
-func (s *sheet) word(what, word string, ok bool) {
-	f := s.add(what, "", Worst)
+// Word adds a figure that is no number, and tells whether it is as it should be.
+func (s *Sheet) Word(what, word string, ok bool) {
+	f := s.Add(what, "", Worst)
 	f.Samples, f.Words = nil, []string{word}
 	if !ok {
 		f.Wrong = 1
 	}
 }
 
-// atMost gives a figure of the system under test its goal. Rivals have none.
-func (f *Figure) atMost(goal float64) {
+// AtMost gives a figure of the system under test its goal. Rivals have none.
+func (f *Figure) AtMost(goal float64) {
 	if f.System == "bauxite" {
 		f.Goal = &goal
 	}
+}
+
+// Least is AtMost for what must not be less.
+func (f *Figure) Least(goal float64) {
+	f.AtMost(goal)
+	f.AtLeast = true
 }
