@@ -38,7 +38,10 @@ type Info struct {
 	ICMPType         uint8
 	TCPFlags         uint8
 	SrcPort, DstPort uint16
-	FragmentID       uint32
+	// FragmentID is that of a fragment; 0 where the packet is none.
+	FragmentID uint32
+	// MoreFragments tells that a fragment is not the last one of its datagram.
+	MoreFragments bool
 	// Len is the length of the whole packet, Payload that behind the transport
 	// header; 0 where there is none.
 	Len, Payload int
@@ -77,7 +80,8 @@ func parse4(b []byte, info *Info) bool {
 	frag := binary.BigEndian.Uint16(b[6:])
 	if frag&0x3fff != 0 { // more fragments, or an offset
 		info.FragmentID = uint32(binary.BigEndian.Uint16(b[4:]))
-		if frag&0x1fff != 0 {
+		info.MoreFragments = frag&moreFragments != 0
+		if frag&offsetMask != 0 {
 			info.Fragment = LaterFragment
 			return true
 		}
@@ -115,6 +119,7 @@ func parse6(b []byte, info *Info) bool {
 			frag := binary.BigEndian.Uint16(rest[2:])
 			if frag&0xfff9 != 0 { // else an atomic fragment (RFC 6946)
 				info.FragmentID = binary.BigEndian.Uint32(rest[4:])
+				info.MoreFragments = frag&1 != 0
 				info.Fragment = FirstFragment
 				if frag&0xfff8 != 0 {
 					info.Fragment = LaterFragment
@@ -164,16 +169,48 @@ func transport(b []byte, info *Info) bool {
 	return true
 }
 
-var flowSeed = maphash.MakeSeed()
+var flowSeed, datagramSeed = maphash.MakeSeed(), maphash.MakeSeed()
 
 // Hash returns a hash of the flow: addresses, protocol and ports, keyed per
-// process so that nobody can aim at a bucket.
+// process so that nobody can aim at a bucket. All fragments of a datagram have one
+// hash, so that of a fragment leaves out what only the first one tells.
 func (i *Info) Hash() uint32 {
-	type flow struct {
-		src, dst netip.Addr
-		ports    uint32
-		proto    uint8
+	b := i.ends()
+	if i.Fragment == NotFragment {
+		binary.NativeEndian.PutUint32(b[32:], uint32(i.SrcPort)<<16|uint32(i.DstPort))
 	}
-	h := maphash.Comparable(flowSeed, flow{i.Src, i.Dst, uint32(i.SrcPort)<<16 | uint32(i.DstPort), i.Proto})
+	h := maphash.Bytes(flowSeed, b[:])
 	return uint32(h ^ h>>32)
+}
+
+// Datagram returns a key of the datagram that a fragment belongs to, the same for
+// all of its fragments and never 0; 0 where i is no fragment. It is keyed per
+// process.
+func (i *Info) Datagram() uint64 {
+	if i.Fragment == NotFragment {
+		return 0
+	}
+	b := i.ends()
+	binary.NativeEndian.PutUint32(b[32:], i.FragmentID)
+	return maphash.Bytes(datagramSeed, b[:]) | 1
+}
+
+// Mark writes into b which part of which datagram it is.
+func (i *Info) Mark(b *Buf) {
+	b.Datagram = i.Datagram()
+	b.FirstFragment = i.Fragment == FirstFragment
+	b.LastFragment = i.Fragment == LaterFragment && !i.MoreFragments
+}
+
+// ends returns addresses, room for 4 bytes, and the protocol. A fragment of IPv6 has
+// none there: Proto may differ from that of the first one, where destination options
+// stand between, and RFC 8200, section 4.5, identifies a datagram without it.
+func (i *Info) ends() (b [40]byte) {
+	src, dst := i.Src.As16(), i.Dst.As16()
+	copy(b[:], src[:])
+	copy(b[16:], dst[:])
+	if i.Fragment == NotFragment || i.Src.Is4() {
+		b[36] = i.Proto
+	}
+	return b
 }

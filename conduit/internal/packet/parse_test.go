@@ -62,13 +62,15 @@ func TestParse(t *testing.T) {
 		"tcp4":             {ip4(6, 0x4000, tcp(1, 22, 0x18, 5)), Info{Src: a4, Dst: b4, Proto: 6, TOS: 0xb8, SrcPort: 1, DstPort: 22, TCPFlags: 0x18, Payload: 5, Transport: 20}},
 		"icmp":             {ip4(1, 0, []byte{8, 0, 0, 0}), Info{Src: a4, Dst: b4, Proto: 1, TOS: 0xb8, ICMPType: 8, Transport: 20}},
 		"unknown protocol": {ip4(47, 0, nil), Info{Src: a4, Dst: b4, Proto: 47, TOS: 0xb8, Transport: 20}},
-		"first fragment":   {ip4(17, 0x2000, udp(1, 2, 16)), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 16, Fragment: FirstFragment, FragmentID: 0x1234, Transport: 20}},
-		"later fragment":   {ip4(17, 0x2003, []byte{1, 2}), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, Fragment: LaterFragment, FragmentID: 0x1234}},
+		"first fragment":   {ip4(17, 0x2000, udp(1, 2, 16)), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 16, Fragment: FirstFragment, FragmentID: 0x1234, MoreFragments: true, Transport: 20}},
+		"later fragment":   {ip4(17, 0x2003, []byte{1, 2}), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, Fragment: LaterFragment, FragmentID: 0x1234, MoreFragments: true}},
+		"last fragment":    {ip4(17, 0x0003, []byte{1, 2}), Info{Src: a4, Dst: b4, Proto: 17, TOS: 0xb8, Fragment: LaterFragment, FragmentID: 0x1234}},
 		"udp6":             {ip6(17, udp(1, 2, 3)), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Transport: 40}},
 		"extension":        {ip6(0, ext), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Transport: 48}},
 		"atomic fragment":  {ip6(44, frag(0, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Transport: 48}},
 		"reserved bits":    {ip6(44, frag(6, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Transport: 48}},
-		"first fragment 6": {ip6(44, frag(1, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Fragment: FirstFragment, FragmentID: 0x1234, Transport: 48}},
+		"first fragment 6": {ip6(44, frag(1, udp(1, 2, 3))), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, SrcPort: 1, DstPort: 2, Payload: 3, Fragment: FirstFragment, FragmentID: 0x1234, MoreFragments: true, Transport: 48}},
+		"middle of 6":      {ip6(44, frag(9, []byte{9})), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, Fragment: LaterFragment, FragmentID: 0x1234, MoreFragments: true}},
 		"later fragment 6": {ip6(44, frag(8, []byte{9})), Info{Src: a6, Dst: b6, Proto: 17, TOS: 0xb8, Fragment: LaterFragment, FragmentID: 0x1234}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -86,7 +88,7 @@ func TestParse(t *testing.T) {
 			if Parse(tc.b[:len(tc.b)-1], &got) {
 				t.Error("a cut packet was accepted")
 			}
-			if n := testing.AllocsPerRun(100, func() { Parse(tc.b, &got); got.Hash() }); n != 0 {
+			if n := testing.AllocsPerRun(100, func() { Parse(tc.b, &got); got.Hash(); got.Datagram() }); n != 0 {
 				t.Errorf("allocates %v times, want 0", n)
 			}
 		})
@@ -176,6 +178,9 @@ func FuzzParse(f *testing.F) {
 		proto, sport, dport, later, ok := naive(b)
 		if got != ok {
 			t.Fatalf("Parse = %v, naive = %v for %x", got, ok, b)
+		}
+		if got && (i.Fragment == NotFragment) != (i.Datagram() == 0) {
+			t.Fatalf("%+v has the key %x", i, i.Datagram())
 		}
 		if got && (int(i.Proto) != proto || i.SrcPort != sport || i.DstPort != dport || (i.Fragment == LaterFragment) != later) {
 			t.Fatalf("Parse = %+v, naive = %d %d %d %v for %x", i, proto, sport, dport, later, b)
