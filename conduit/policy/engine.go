@@ -17,10 +17,11 @@ import (
 type Engine struct {
 	flows flowTable
 
-	// own limits what this node sends, nil where nothing does.
-	own atomic.Pointer[buckets]
+	frags fragTable
+	alarm atomic.Pointer[func(Alarm)]
 
 	mu    sync.Mutex // guards the rest
+	own   *meters    // what this node may send; nil where nothing limits it
 	self  Subject
 	plan  *plan // nil before the first Apply
 	nodes map[identity.PeerID]Subject
@@ -35,8 +36,14 @@ type Engine struct {
 // the policy changes, so the packet path looks it up once per peer. Whoever holds
 // one of a peer that left is denied, and allowed again if the peer comes back.
 type PeerRules struct {
-	table atomic.Pointer[peerTable]
-	in    atomic.Pointer[buckets] // for what the peer sends; nil where nothing limits it
+	// table is all that a packet needs, so that it sees one policy only; nil denies.
+	table atomic.Pointer[peerView]
+}
+
+// peerView is the policy in force between this node and one peer. It is immutable.
+type peerView struct {
+	*peerTable
+	own, theirs *meters // what this node, the peer sends; nil where nothing limits it
 }
 
 // peerTable is compiled for one kind of peers, both directions. It is immutable.
@@ -47,26 +54,9 @@ type peerTable struct {
 	budgets *[packet.NumLanes]Budget
 }
 
-type ruleSet struct {
-	guards, allow []*numbered
-}
-
 type numbered struct {
 	body body
 	num  int32
-}
-
-// ruleNone is the number of the default denial, ruleFlow of what an allowed flow
-// lets back in.
-const (
-	ruleNone int32 = 0
-	ruleFlow int32 = -1
-)
-
-// Verdict is the decision about a packet. Rule is the deciding rule's number.
-type Verdict struct {
-	Allow bool
-	Rule  int32
 }
 
 // NewEngine returns the engine of the node self.
@@ -163,26 +153,17 @@ func (e *Engine) peersLocked(peers []Subject, all bool) {
 
 // setLocked puts the rules for peer into its handle.
 func (e *Engine) setLocked(p *PeerRules, peer *Subject) {
-	var t *peerTable
-	var budgets *[packet.NumLanes]Budget
-	if e.plan != nil {
-		t = e.plan.table(peer)
-		budgets = t.budgets
+	if e.plan == nil {
+		p.table.Store(nil)
+		return
 	}
-	p.in.Store(e.bucketsLocked(p.in.Load(), budgets))
-	p.table.Store(t)
-}
-
-func (s *ruleSet) everything() bool {
-	if len(s.guards) > 0 {
-		return false
+	v := &peerView{peerTable: e.plan.table(peer), own: e.own}
+	var old *meters
+	if was := p.table.Load(); was != nil {
+		old = was.theirs
 	}
-	for i := range s.allow {
-		if s.allow[i].body.everything() {
-			return true
-		}
-	}
-	return false
+	v.theirs = e.metersLocked(old, v.budgets, peer.ID, true)
+	p.table.Store(v)
 }
 
 // numberLocked gives numbers to the names that have none.
@@ -198,106 +179,9 @@ func (e *Engine) numberLocked(names []string) {
 	e.denied.Store(&grown)
 }
 
-// Outbound decides about a packet to the peer, Inbound about one from it. lane
-// is the packet's, now a monotonic clock in nanoseconds. Neither allocates.
-func (e *Engine) Outbound(p *PeerRules, info *packet.Info, lane Lane, now int64) Verdict {
-	return e.decide(p, info, lane, now, true)
-}
-
-// Inbound decides about a packet from the peer.
-func (e *Engine) Inbound(p *PeerRules, info *packet.Info, lane Lane, now int64) Verdict {
-	return e.decide(p, info, lane, now, false)
-}
-
-func (e *Engine) decide(p *PeerRules, info *packet.Info, lane Lane, now int64, outbound bool) Verdict {
-	t := p.table.Load()
-	if t == nil {
-		return e.deny(ruleNone)
-	}
-	if t.free {
-		return Verdict{Allow: true}
-	}
-	began, answered := &t.out, &t.in // rules for what the sender, the other side begins
-	if !outbound {
-		began, answered = &t.in, &t.out
-	}
-	kind := protoOf(info)
-	later := info.Fragment == packet.LaterFragment
-	hasPort := (kind == protoTCP || kind == protoUDP) && !later
-	isFlow := hasPort || kind == protoICMP
-	rule, allow := began.judge(kind, info.DstPort, hasPort, later, lane)
-	if allow {
-		if isFlow {
-			e.flows.note(p, info, now, outbound)
-		}
-		return Verdict{Allow: true, Rule: rule}
-	}
-	// Not allowed by itself: is it the answer to a flow that the other side began
-	// and that the policy in force still allows, on this lane?
-	if isFlow && mayAnswer(kind, info) {
-		if _, allow := answered.judge(kind, info.SrcPort, hasPort, later, lane); allow && e.flows.known(p, info, now, outbound) {
-			return Verdict{Allow: true, Rule: ruleFlow}
-		}
-	}
-	return e.deny(rule)
-}
-
-// judge decides about a packet of a flow to port by the rules alone.
-func (s *ruleSet) judge(kind proto, port uint16, hasPort, later bool, lane Lane) (rule int32, allow bool) {
-	for i := range s.guards {
-		g := s.guards[i]
-		// The ports of a later fragment are unknown and might be those that the
-		// guard is for.
-		if g.body.matches(kind, port, hasPort, lane) || later && g.body.matchesAnyPort(kind, lane) {
-			return g.num, false
-		}
-	}
-	for i := range s.allow {
-		if s.allow[i].body.matches(kind, port, hasPort, lane) {
-			return s.allow[i].num, true
-		}
-	}
-	return ruleNone, false
-}
-
-// mayAnswer reports whether the packet can belong to a flow that its receiver
-// began: a TCP SYN alone and ICMP requests begin something themselves.
-func mayAnswer(kind proto, info *packet.Info) bool {
-	const syn, ack = 0x02, 0x10
-	switch {
-	case kind == protoTCP:
-		return info.TCPFlags&(syn|ack) != syn
-	case info.Proto == packet.ProtoICMP:
-		switch info.ICMPType {
-		case 8, 13, 15, 17: // echo, timestamp, information, address mask
-			return false
-		}
-	case info.Proto == packet.ProtoICMPv6:
-		// Echo request, and all that is neither echo nor error.
-		return info.ICMPType < 128 || info.ICMPType == 129
-	}
-	return true
-}
-
-func protoOf(info *packet.Info) proto {
-	switch info.Proto {
-	case packet.ProtoICMP, packet.ProtoICMPv6:
-		return protoICMP
-	case packet.ProtoTCP:
-		return protoTCP
-	case packet.ProtoUDP:
-		return protoUDP
-	}
-	return protoOther
-}
-
-func (e *Engine) deny(rule int32) Verdict {
-	(*e.denied.Load())[rule].Add(1)
-	return Verdict{Rule: rule}
-}
-
-// Counters returns how many packets each rule denied; rules that denied none are
-// left out.
+// Counters returns how often each rule was the reason for a denial, by its name
+// in Decision; rules that denied nothing are left out. "budget:ROLE" counts the
+// packets over that budget: those that were demoted and those that were denied.
 func (e *Engine) Counters() map[string]uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -3,6 +3,9 @@
 package policy
 
 import (
+	"encoding/binary"
+	"math/bits"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"time"
@@ -55,12 +58,27 @@ func keyOf(p *PeerRules, info *packet.Info, outbound bool) flowKey {
 	return k
 }
 
-// place finds the set of a key. Both directions must give the same, so the
-// packet's own hash cannot serve.
+// place finds the set of a key.
 func place(k *flowKey) (shard, set int) {
-	i := packet.Info{Src: k.local, Dst: k.remote, SrcPort: k.lport, DstPort: k.rport, Proto: k.proto}
-	h := i.Hash()
+	h := hash(k.local, k.remote, uint64(k.lport)<<24|uint64(k.rport)<<8|uint64(k.proto))
 	return int(h % flowShards), int(h / flowShards % shardSets)
+}
+
+// hashKeys are drawn per process, so that nobody can aim at a place.
+var hashKeys = [5]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64(), rand.Uint64(), rand.Uint64()}
+
+// hash mixes by multiplication, as wyhash does, which costs a third of maphash.
+func hash(a, b netip.Addr, x uint64) uint32 {
+	p, q := a.As16(), b.As16()
+	h := mix(binary.LittleEndian.Uint64(p[8:])^hashKeys[0], binary.LittleEndian.Uint64(q[8:])^hashKeys[1])
+	h ^= mix(binary.LittleEndian.Uint64(p[:])^hashKeys[2], binary.LittleEndian.Uint64(q[:])^hashKeys[3])
+	h = mix(h^hashKeys[4], x^hashKeys[0])
+	return uint32(h ^ h>>32)
+}
+
+func mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
 }
 
 func life(proto uint8) int64 {
@@ -113,6 +131,16 @@ func (t *flowTable) note(p *PeerRules, info *packet.Info, now int64, outbound bo
 // known reports whether the packet answers a flow that the other side of it
 // began.
 func (t *flowTable) known(p *PeerRules, info *packet.Info, now int64, outbound bool) bool {
+	return t.has(p, info, now, outbound, !outbound)
+}
+
+// began reports whether the packet is of a flow that its own side began.
+func (t *flowTable) began(p *PeerRules, info *packet.Info, now int64, outbound bool) bool {
+	return t.has(p, info, now, outbound, outbound)
+}
+
+// has looks for the flow of a packet that we began, or the peer, and keeps it.
+func (t *flowTable) has(p *PeerRules, info *packet.Info, now int64, outbound, byUs bool) bool {
 	k := keyOf(p, info, outbound)
 	sh, set := place(&k)
 	s := &t[sh]
@@ -123,7 +151,7 @@ func (t *flowTable) known(p *PeerRules, info *packet.Info, now int64, outbound b
 	}
 	for i := range s.sets[set] {
 		e := &s.sets[set][i]
-		if e.key == k && e.outbound != outbound && now-e.seen <= life(k.proto) {
+		if e.key == k && e.outbound == byUs && now-e.seen <= life(k.proto) {
 			e.seen = now
 			return true
 		}

@@ -21,6 +21,7 @@ type plan struct {
 	selfSrc, selfDst bitset
 	src, dst         bitset // scratch
 	key, sets        []byte // scratch
+	painter          painter
 
 	byClass map[string]*peerTable
 	// bySets joins kinds for which the same rules and roles count, so that nodes
@@ -63,7 +64,7 @@ func (e *Engine) planLocked(b *book) {
 	p.self = b.sandbox(&e.self)
 	p.forget()
 	e.plan = p
-	e.own.Store(e.bucketsLocked(e.own.Load(), p.self.limited()))
+	e.own = e.metersLocked(e.own, p.self.limited(), e.self.ID, false)
 }
 
 func (p *plan) forget() {
@@ -110,25 +111,30 @@ func (p *plan) compile(peer *Subject) *peerTable {
 func (p *plan) build(box *sandbox) *peerTable {
 	p.compiled++
 	t := &peerTable{budgets: box.limited()}
-	p.fill(&t.out, p.selfSrc, p.dst, &p.self)
-	p.fill(&t.in, p.src, p.selfDst, box)
-	t.free = t.out.everything() && t.in.everything()
+	out := p.fill(&t.out, p.selfSrc, p.dst, &p.self)
+	in := p.fill(&t.in, p.src, p.selfDst, box)
+	t.free = out && in
 	return t
 }
 
-func (p *plan) fill(out *ruleSet, src, dst bitset, from *sandbox) {
+// fill works out the rules for what from begins. It reports whether they allow
+// everything.
+func (p *plan) fill(out *ruleSet, src, dst bitset, from *sandbox) (all bool) {
+	var guards, allow []*numbered
 	src.each(dst, func(n int) {
 		if n < p.matrix.guards {
-			out.guards = append(out.guards, &p.rules[n])
+			guards = append(guards, &p.rules[n])
 		} else {
-			out.allow = append(out.allow, &p.rules[n])
+			allow = append(allow, &p.rules[n])
 		}
 	})
 	if from.lanes != allLanes {
 		// A sandbox is one more guard, over the lanes that no role opens.
 		closed := body{proto: protoAny, lanes: allLanes &^ from.lanes}
-		out.guards = append(out.guards, &numbered{closed, p.roles[from.roles[0]]})
+		guards = append(guards, &numbered{closed, p.roles[from.roles[0]]})
 	}
+	p.painter.compile(out, guards, allow)
+	return everything(guards, allow)
 }
 
 // limited returns the budgets if there are any.
@@ -139,66 +145,4 @@ func (s *sandbox) limited() *[packet.NumLanes]Budget {
 		}
 	}
 	return nil
-}
-
-// buckets enforce the budgets of one sender.
-type buckets [packet.NumLanes]bucketOf
-
-type bucketOf struct {
-	*Bucket             // nil where the lane has no limit
-	packets, bits int32 // numbers of the rules that denials are counted under
-}
-
-// bucketsLocked returns buckets for the budgets; those whose limit stays as it is
-// keep what was spent.
-func (e *Engine) bucketsLocked(old *buckets, budgets *[packet.NumLanes]Budget) *buckets {
-	if budgets == nil {
-		return nil
-	}
-	out := new(buckets)
-	for lane := range budgets {
-		b := &budgets[lane]
-		if b.IsZero() {
-			continue
-		}
-		if old != nil && old[lane].Bucket != nil && old[lane].Limit() == b.Limit {
-			out[lane].Bucket = old[lane].Bucket
-		} else {
-			out[lane].Bucket = NewBucket(b.Limit)
-		}
-		out[lane].packets = e.index[budgetRule(b.PacketsRole)]
-		out[lane].bits = e.index[budgetRule(b.BitsRole)]
-	}
-	return out
-}
-
-// SpendOutbound takes a packet that this node is about to send on the lane, to
-// whomever, from its budget. size is that of the inner packet in bytes, now a
-// monotonic clock in nanoseconds. It asks the budget only: whether the packet may
-// go at all is for Outbound, which comes first. It does not allocate.
-func (e *Engine) SpendOutbound(lane Lane, size int, now int64) Verdict {
-	return e.spend(e.own.Load(), lane, size, now)
-}
-
-// SpendInbound takes a packet that came from the peer from the peer's budget, of
-// which this node sees its own part only. A peer that left has none.
-func (e *Engine) SpendInbound(p *PeerRules, lane Lane, size int, now int64) Verdict {
-	if p.table.Load() == nil {
-		return e.deny(ruleNone)
-	}
-	return e.spend(p.in.Load(), lane, size, now)
-}
-
-func (e *Engine) spend(b *buckets, lane Lane, size int, now int64) Verdict {
-	if b == nil || lane >= packet.NumLanes || b[lane].Bucket == nil {
-		return Verdict{Allow: true}
-	}
-	switch b[lane].Take(size, now) {
-	case TooManyPackets:
-		return e.deny(b[lane].packets)
-	case TooManyBits:
-		return e.deny(b[lane].bits)
-	case Within:
-	}
-	return Verdict{Allow: true}
 }

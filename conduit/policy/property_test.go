@@ -176,6 +176,7 @@ func randomInfo(r *rand.Rand) *packet.Info {
 		if i.Fragment == packet.LaterFragment {
 			i.SrcPort, i.DstPort, i.TCPFlags = 0, 0, 0
 		}
+		i.FragmentID = r.Uint32() // a datagram of its own
 	}
 	return i
 }
@@ -205,7 +206,9 @@ func TestAgainstNaive(t *testing.T) {
 			want := naive(d, nodes[s], nodes[o], info, lane)
 			out := es[s].Outbound(es[s].Peer(nodes[o].ID), info, lane, 0)
 			in := es[o].Inbound(es[o].Peer(nodes[s].ID), info, lane, 0)
-			if out.Allow != want || in.Allow != want {
+			// On Bulk also arrives what was demoted.
+			arrives := want || lane == Bulk && (naive(d, nodes[s], nodes[o], info, Critical) || naive(d, nodes[s], nodes[o], info, Telemetry))
+			if out.Allow != want || in.Allow != arrives {
 				t.Fatalf("seed %d: %s to %s, %+v, lane %s: out %v, in %v, want %v\n%s",
 					seed, nodes[s].Name, nodes[o].Name, *info, lane, out.Allow, in.Allow, want, d.Marshal())
 			}

@@ -203,24 +203,31 @@ func TestSpend(t *testing.T) {
 	e := NewEngine(cam)
 	e.Apply(d, []Subject{two, three})
 	free, limited := e.Peer(two.ID), e.Peer(three.ID)
+	within := func(v Verdict) bool {
+		if !v.Allow {
+			t.Error("a budget denies")
+		}
+		return !v.Demote
+	}
 	for range 1000 {
-		if !e.SpendInbound(free, Bulk, 1500, 0).Allow || !e.SpendOutbound(Telemetry, 1500, 0).Allow || !e.SpendOutbound(9, 1500, 0).Allow {
+		if !within(e.SpendInbound(free, Bulk, 1500, 0)) || !within(e.SpendOutbound(Telemetry, 1500, 0)) || !within(e.SpendOutbound(9, 1500, 0)) {
 			t.Fatal("limited without a budget")
 		}
 	}
-	for name, spend := range map[string]func(size int, now int64) Verdict{
-		"out": func(size int, now int64) Verdict { return e.SpendOutbound(Bulk, size, now) },
-		"in":  func(size int, now int64) Verdict { return e.SpendInbound(limited, Bulk, size, now) },
+	for name, spend := range map[string]func(size int, now int64) bool{
+		"out": func(size int, now int64) bool { return within(e.SpendOutbound(Bulk, size, now)) },
+		"in":  func(size int, now int64) bool { return within(e.SpendInbound(limited, Bulk, size, now)) },
 	} {
-		for range 2 {
-			if !spend(100, 0).Allow {
-				t.Errorf("%s: the burst is denied", name)
+		burst := map[string]int{"out": 2, "in": 10}[name] // a receiver bears what queues gathered
+		for range burst {
+			if !spend(100, 0) {
+				t.Errorf("%s: the burst is over", name)
 			}
 		}
-		if spend(100, 0).Allow {
+		if spend(100, 0) {
 			t.Errorf("%s: more than the burst", name)
 		}
-		if !spend(1500, second).Allow || spend(1500, second).Allow {
+		if !spend(1500, second) || spend(1500, second) {
 			t.Errorf("%s: bits", name)
 		}
 	}
@@ -230,12 +237,12 @@ func TestSpend(t *testing.T) {
 	// A new policy with the same budget gives nobody a new burst; another does.
 	d.Allow = append(d.Allow, Rule{Src: []string{"tag:x"}, Dst: []string{"*"}})
 	e.Apply(d, []Subject{two, three})
-	if e.SpendOutbound(Bulk, 1500, second).Allow || e.SpendInbound(limited, Bulk, 1500, second).Allow {
+	if within(e.SpendOutbound(Bulk, 1500, second)) || within(e.SpendInbound(limited, Bulk, 1500, second)) {
 		t.Error("a new policy refills")
 	}
 	d.Roles[1].Budgets[Bulk] = Limit{PacketsPerSecond: 11}
 	e.Apply(d, []Subject{two, three})
-	if !e.SpendOutbound(Bulk, 1500, second).Allow || !e.SpendInbound(limited, Bulk, 1500, second).Allow {
+	if !within(e.SpendOutbound(Bulk, 1500, second)) || !within(e.SpendInbound(limited, Bulk, 1500, second)) {
 		t.Error("the new budget is not in force")
 	}
 	e.SetPeers([]Subject{two})
@@ -244,10 +251,83 @@ func TestSpend(t *testing.T) {
 	}
 	e.Apply(Default(), []Subject{two, three})
 	for range 100 {
-		if !e.SpendOutbound(Bulk, 1500, second).Allow || !e.SpendInbound(limited, Bulk, 1500, second).Allow {
+		if !within(e.SpendOutbound(Bulk, 1500, second)) || !within(e.SpendInbound(limited, Bulk, 1500, second)) {
 			t.Fatal("the budget stays")
 		}
 	}
+}
+
+// A receiver bears twice the budget of an urgent lane and no more; on Bulk all.
+func TestReceiverDenies(t *testing.T) {
+	d := Default()
+	limit := Limit{PacketsPerSecond: 100}
+	d.Roles = []Role{{
+		Name: "r", Members: []string{"tag:one"}, Publish: []Lane{Critical, Telemetry, Bulk},
+		Budgets: map[Lane]Limit{Critical: limit, Bulk: limit},
+	}}
+	a, b := ends(t, d)
+	i := pkt(17, 5000, 9)
+	for _, tc := range []struct {
+		lane                 Lane
+		rate                 int // packets a second
+		over, denied, demote bool
+	}{
+		{Critical, 90, false, false, false}, {Critical, 150, true, false, true}, {Critical, 1000, true, true, true},
+		{Telemetry, 1000, false, false, false}, {Bulk, 1000, true, false, true},
+	} {
+		a.Apply(Default(), []Subject{subject(2, "two")})
+		b.Apply(Default(), []Subject{subject(1, "one")})
+		a.Apply(d, []Subject{subject(2, "two")}) // full buckets
+		b.Apply(d, []Subject{subject(1, "one")})
+		over, denied, demoted := false, false, false
+		for n := range 10 * tc.rate {
+			now := int64(n) * second / int64(tc.rate)
+			in, out := b.Receive(b.peer, nil, i, tc.lane, now), a.Send(a.peer, nil, i, tc.lane, now)
+			over, denied, demoted = over || in.Demote, denied || !in.Allow, demoted || out.Demote
+			if !out.Allow {
+				t.Fatal("the sender drops")
+			}
+		}
+		if over != tc.over || denied != tc.denied || demoted != tc.demote {
+			t.Errorf("%s at %d/s: over %v, denied %v, demoted %v", tc.lane, tc.rate, over, denied, demoted)
+		}
+	}
+}
+
+func TestAlarms(t *testing.T) {
+	d := sandboxes()
+	d.Roles[1].Budgets[Bulk] = Limit{PacketsPerSecond: 10}
+	cam, three := subject(1, "cam"), subject(3, "cam")
+	e := NewEngine(cam)
+	e.Apply(d, []Subject{three})
+	p := e.Peer(three.ID)
+	var got []Alarm
+	e.SetAlarm(func(a Alarm) { got = append(got, a) })
+	for n := range 1000 { // a hundred each second
+		e.SpendOutbound(Bulk, 100, int64(n)*second/100)
+	}
+	if len(got) != 1 || got[0].Rule != "budget:camera" || got[0].Node != cam.ID || got[0].Lane != Bulk || got[0].Packets != 1 || got[0].Denied != 0 {
+		t.Errorf("alarms = %+v", got)
+	}
+	e.SpendOutbound(Bulk, 100, 11*second)
+	e.SpendOutbound(Bulk, 100, 11*second)
+	if len(got) != 2 || got[1].Packets < 800 {
+		t.Errorf("alarms = %+v", got)
+	}
+	for range 100 {
+		e.SpendInbound(p, Bulk, 100, 20*second)
+	}
+	if len(got) != 3 || got[2].Node != three.ID {
+		t.Errorf("alarms = %+v", got)
+	}
+	if all := e.Alarms(0); len(all) != 2 || all[0].Node != cam.ID || all[1].Node != three.ID || all[1].Packets != 90 || all[1].At != 20*second {
+		t.Errorf("alarms = %+v", all)
+	}
+	if late := e.Alarms(15 * second); len(late) != 1 || late[0].Node != three.ID {
+		t.Errorf("alarms = %+v", late)
+	}
+	e.SetAlarm(nil)
+	e.SpendOutbound(Bulk, 100, 99*second)
 }
 
 func TestBudgetFor(t *testing.T) {

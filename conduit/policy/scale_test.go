@@ -81,8 +81,7 @@ func BenchmarkOutboundLarge(b *testing.B) {
 	i := pkt(packet.ProtoTCP, 5000, 7400)
 	b.ReportAllocs()
 	for b.Loop() {
-		e.Outbound(p, i, Bulk, 1)
-		e.SpendOutbound(Bulk, 100, 1)
+		e.Send(p, nil, i, Bulk, 1)
 	}
 }
 
