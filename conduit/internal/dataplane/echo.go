@@ -113,6 +113,15 @@ func (d *Dataplane) sendEcho(p *Peer, t wire.Type, lane packet.Lane, size int, s
 	// Each takes a way of its own among those that Bulk is spread over.
 	b.FlowHash = uint32(mix(binary.BigEndian.Uint64(body)))
 	d.classify.Queued(b.FlowHash, lane)
+	if p.active.Load() == nil { // the ECHO was the first packet of a session
+		held, evicted := p.hold(b)
+		if evicted != nil {
+			d.discard(p, []*packet.Buf{evicted}, TxNoSession)
+		}
+		if held {
+			return
+		}
+	}
 	d.lanes.Enqueue([]*packet.Buf{b})
 }
 

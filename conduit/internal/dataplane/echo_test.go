@@ -102,6 +102,23 @@ func TestEchoAnswered(t *testing.T) {
 	}
 }
 
+// TestEchoFirst: the answer to what a session begins with waits until the session is
+// in use.
+func TestEchoFirst(t *testing.T) {
+	r := newEchoRig(t)
+	r.d.Activate(r.peer, nil)
+	r.receive(r.from(wire.TypeEcho, packet.Bulk, make([]byte, MinEcho)))
+	until(t, "the answer waits", func() bool {
+		r.peer.mu.Lock()
+		defer r.peer.mu.Unlock()
+		return len(r.peer.held) == 1
+	})
+	r.d.Activate(r.peer, r.sess)
+	if h, body := r.sent(t); h.Type != wire.TypeEchoReply || binary.BigEndian.Uint32(body[echoHold:]) == 0 {
+		t.Errorf("answered %+v, %x", h, body)
+	}
+}
+
 func TestEchoRate(t *testing.T) {
 	r := newEchoRig(t)
 	const n = 400

@@ -168,7 +168,7 @@ func (e *Engine) news() {
 
 // caps are what we tell peers that we can.
 func (e *Engine) caps() uint32 {
-	c := uint32(wire.CapRekey | wire.CapPaths)
+	c := uint32(wire.CapReport | wire.CapRekey | wire.CapPaths)
 	if e.cfg.Relay {
 		c |= wire.CapRelay
 	}
