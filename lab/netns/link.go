@@ -19,6 +19,7 @@ import (
 type Shape struct {
 	Rate   int64         // bits per second, 0 = unlimited
 	Queue  int           // bytes that wait for Rate, 0 = delaybox.DefaultQueue
+	Burst  int           // bytes that may pass Rate at once, 0 = some; the kernel's only, and above a frame
 	Delay  time.Duration // one way
 	Jitter time.Duration // uniform ± around Delay
 	Loss   float64       // chance of a drop per packet, 0 to 1
@@ -214,14 +215,24 @@ func shapeVeth(name string, s Shape, perPacket bool) error {
 	if s.Rate == 0 {
 		return nil
 	}
-	queue := s.Queue
+	if err := netlink.QdiscReplace(s.tbf(link)); err != nil {
+		return fmt.Errorf("add rate limit to %s: %w", name, err)
+	}
+	return nil
+}
+
+// tbf is the rate limit as the kernel knows it.
+func (s Shape) tbf(link netlink.Link) *netlink.Tbf {
+	queue, burst := s.Queue, int64(s.Burst)
 	if queue == 0 {
 		queue = delaybox.DefaultQueue
 	}
-	// The bucket holds what leaves within one tick of a 250 Hz kernel, and
-	// never less than two full packets.
-	burst := max(s.Rate/8/250, 2*1514)
-	tbf := &netlink.Tbf{
+	if burst == 0 {
+		// The bucket holds what leaves within one tick of a 250 Hz kernel, and
+		// never less than two full packets.
+		burst = max(s.Rate/8/250, 2*1514)
+	}
+	return &netlink.Tbf{
 		QdiscAttrs: netlink.QdiscAttrs{
 			LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: netlink.MakeHandle(1, 0),
 		},
@@ -229,10 +240,6 @@ func shapeVeth(name string, s Shape, perPacket bool) error {
 		Limit:  uint32(queue),
 		Buffer: netlink.Xmittime(uint64(s.Rate/8), uint32(burst)),
 	}
-	if err := netlink.QdiscAdd(tbf); err != nil {
-		return fmt.Errorf("add rate limit to %s: %w", name, err)
-	}
-	return nil
 }
 
 // configureNetwork sets up the network's end; it runs in that namespace.
@@ -364,14 +371,71 @@ func (i *Iface) Blackhole(on bool) {
 	}), "blackhole %s", i)
 }
 
-// SetShape changes a cable that was made with a delay; others cannot change.
+// SetShape changes a cable that was made with a delay. Of others it changes the
+// loss, and the rate of a direction that has one; what waits there stays.
 func (i *Iface) SetShape(up, down Shape) {
 	i.Host.lab.tb.Helper()
-	if i.box == nil {
-		i.Host.lab.tb.Fatalf("lab: set shape of %s: only a cable made with a delay can change", i)
-	}
+	old := i.link
 	i.link.Up, i.link.Down = up, down
-	i.Host.lab.check(i.setBox(), "set shape of %s", i)
+	if i.box != nil {
+		i.Host.lab.check(i.setBox(), "set shape of %s", i)
+		return
+	}
+	for _, d := range [][2]Shape{{old.Up, up}, {old.Down, down}} {
+		if d[1].Delay != d[0].Delay || d[1].Jitter != d[0].Jitter || (d[1].Rate == 0) != (d[0].Rate == 0) || i.bridged() {
+			i.Host.lab.tb.Fatalf("lab: set shape of %s: a cable made without a delay can only change loss and rate", i)
+		}
+	}
+	err := i.Host.Do(func() error { return shapeVeth(i.Name, up, true) })
+	if err == nil {
+		err = i.network.Do(func() error {
+			if err := shapeVeth(i.port, down, true); err != nil {
+				return err
+			}
+			if up.Loss == old.Up.Loss && down.Loss == old.Down.Loss {
+				return nil
+			}
+			return setLoss(i.port, up.Loss, down.Loss)
+		})
+	}
+	i.Host.lab.check(err, "set shape of %s", i)
+}
+
+// Traffic is what has left by an end of a cable.
+type Traffic struct {
+	Bytes   uint64 // of Ethernet frames, as the rate limit counts them
+	Packets uint64
+	Dropped uint64 // by the rate limit, as its queue was full
+}
+
+// Traffic counts what has left the host by this interface, and what the network
+// has sent to it.
+func (i *Iface) Traffic() (up, down Traffic, err error) {
+	if err := i.Host.Do(func() (err error) { up, err = traffic(i.Name); return err }); err != nil {
+		return up, down, err
+	}
+	err = i.network.Do(func() (err error) { down, err = traffic(i.port); return err })
+	return up, down, err
+}
+
+func traffic(name string) (t Traffic, err error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return t, fmt.Errorf("find %s: %w", name, err)
+	}
+	if s := link.Attrs().Statistics; s != nil {
+		t.Bytes, t.Packets = s.TxBytes, s.TxPackets
+	}
+	qdiscs, err := netlink.QdiscList(link)
+	if err != nil {
+		return t, fmt.Errorf("read queue of %s: %w", name, err)
+	}
+	for _, q := range qdiscs {
+		if s := q.Attrs().Statistics; s != nil && s.Queue != nil && q.Attrs().Parent == netlink.HANDLE_ROOT {
+			t.Dropped += uint64(s.Queue.Drops)
+		}
+	}
+	return t, nil
 }
 
 // setBox tells the box what the cable is like now.

@@ -150,6 +150,11 @@ func addLoss(port string, in, out float64) error {
 	if in == 0 && out == 0 {
 		return nil
 	}
+	return setLoss(port, in, out)
+}
+
+// setLoss is addLoss where there may be one already.
+func setLoss(port string, in, out float64) error {
 	return filterBoth("loss-"+port, port, chance(in), chance(out))
 }
 

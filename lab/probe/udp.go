@@ -92,67 +92,17 @@ func (r Requests) withDefaults() (Requests, error) {
 	return r, nil
 }
 
-// Latency sums up the round trips of a run.
-type Latency struct {
-	Sent int `json:"sent"`
-	Got  int `json:"got"` // answered, each counted once
-	// P50, P99 and Max are round trip times, 0 when nothing was answered.
-	P50 time.Duration `json:"p50_ns"`
-	P99 time.Duration `json:"p99_ns"`
-	Max time.Duration `json:"max_ns"`
-	// LongestGap is the most requests in a row that went unanswered.
-	LongestGap int `json:"longest_gap"`
-}
-
-// Loss is the share of unanswered requests, 0 to 1.
-func (l Latency) Loss() float64 {
-	if l.Sent == 0 {
-		return 0
-	}
-	return 1 - float64(l.Got)/float64(l.Sent)
-}
-
-// RoundTrips sends requests to an echo over conn and times the answers. A
-// request that the socket refuses counts as lost. When ctx ends the run ends,
-// with the result so far and the error of ctx.
-func RoundTrips(ctx context.Context, conn *net.UDPConn, to netip.AddrPort, r Requests) (Latency, error) {
-	r, err := r.withDefaults()
-	if err != nil {
-		return Latency{}, err
-	}
-	run := newRun(r.Count)
-	received := make(chan struct{})
-	go func() {
-		defer close(received)
-		run.receive(conn)
-	}()
-	sent, err := run.send(ctx, conn, to, r)
-	if err == nil {
-		linger := time.NewTimer(r.Linger)
-		select {
-		case <-run.complete:
-		case <-linger.C:
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-		linger.Stop()
-	}
-	_ = conn.SetReadDeadline(time.Unix(1, 0)) // ends receive
-	<-received
-	_ = conn.SetReadDeadline(time.Time{})
-	return run.sum(sent), err
-}
-
 // run is the book of one RoundTrips call.
 type run struct {
 	id       uint64
 	start    time.Time
-	complete chan struct{} // closed when every request was answered
+	complete chan struct{} // closed when want requests were answered
 
 	mu   sync.Mutex
 	sent []time.Duration // since start
 	rtt  []time.Duration // 0 = unanswered
 	got  int
+	want int
 }
 
 func newRun(n int) *run {
@@ -160,7 +110,7 @@ func newRun(n int) *run {
 	_, _ = rand.Read(id[:]) // never fails
 	return &run{
 		id: binary.LittleEndian.Uint64(id[:]), start: time.Now(), complete: make(chan struct{}),
-		sent: make([]time.Duration, n), rtt: make([]time.Duration, n),
+		sent: make([]time.Duration, n), rtt: make([]time.Duration, n), want: n,
 	}
 }
 
@@ -215,26 +165,9 @@ func (r *run) answered(seq int, now time.Duration) {
 		return // a duplicate
 	}
 	r.rtt[seq] = max(now-r.sent[seq], 1)
-	if r.got++; r.got == len(r.rtt) {
+	if r.got++; r.got == r.want {
 		close(r.complete)
 	}
-}
-
-func (r *run) sum(sent int) Latency {
-	l := Latency{Sent: sent, Got: r.got}
-	var answered []time.Duration
-	gap := 0
-	for _, d := range r.rtt[:sent] {
-		if d == 0 {
-			gap++
-			l.LongestGap = max(l.LongestGap, gap)
-			continue
-		}
-		gap = 0
-		answered = append(answered, d)
-	}
-	l.P50, l.P99, l.Max = percentiles(answered)
-	return l
 }
 
 // WaitAnswer asks an echo every interval (zero means 20 ms) until it answers
@@ -271,4 +204,14 @@ func WaitAnswer(ctx context.Context, conn *net.UDPConn, to netip.AddrPort, inter
 			return time.Since(r.start), fmt.Errorf("wait for an answer from %v: %w", to, context.Cause(ctx))
 		}
 	}
+}
+
+// expect has complete closed after fewer answers than were planned.
+func (r *run) expect(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n < r.want && n <= r.got {
+		close(r.complete)
+	}
+	r.want = min(n, r.want)
 }
