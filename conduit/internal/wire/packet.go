@@ -197,8 +197,10 @@ type Report struct {
 	CE uint32
 	// TrainFirst, TrainBytes and TrainDispersion (µs) describe one train: Bulk
 	// packets of consecutive counters that left back to back. TrainBytes 0 means
-	// none; it excludes the first packet. Dispersion 0 is less than can be seen.
+	// none; it and TrainPackets exclude the first packet. Dispersion 0 is less than
+	// can be seen.
 	TrainFirst      uint64
+	TrainPackets    uint16
 	TrainBytes      uint32
 	TrainDispersion uint32
 	// Copies counts those of Packets that had arrived before, on whatever path;
@@ -215,7 +217,7 @@ func (r *Report) Append(b []byte) []byte {
 	b = be.AppendUint16(b, r.Path)
 	b = append(b, byte(r.Lane), 0)
 	b = be.AppendUint16(b, r.Samples)
-	b = append(b, 0, 0)
+	b = be.AppendUint16(b, r.TrainPackets)
 	b = be.AppendUint64(b, r.Packets)
 	b = be.AppendUint64(b, r.Bytes)
 	b = be.AppendUint64(b, r.Counter)
@@ -245,6 +247,7 @@ func (r *Report) Parse(b []byte) error {
 		*d = int32(be.Uint32(b[48+4*i:]))
 	}
 	r.TrainFirst, r.TrainBytes, r.TrainDispersion = be.Uint64(b[64:]), be.Uint32(b[72:]), be.Uint32(b[76:])
+	r.TrainPackets = be.Uint16(b[6:])
 	r.Session, r.Copies = be.Uint32(b[80:]), be.Uint32(b[84:])
 	return nil
 }

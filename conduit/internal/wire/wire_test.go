@@ -95,7 +95,7 @@ func examples() map[string][2]parser {
 		"probe_ack":       {&ProbeAck{Probe: Probe{Flags: 1, Uplink: 4, Path: 2, Seq: 3, Sent: 4}, Hold: 5, Size: 1400}, &ProbeAck{}},
 		"report": {&Report{
 			Path: 1, Packets: 2, Bytes: 3, Lane: packet.Bulk, Counter: 4, Received: 5, Hold: 6, Samples: 7,
-			DelayMin: -8, DelayP50: 9, DelayMax: 10, Last: -11, CE: 12, TrainFirst: 13, TrainBytes: 14, TrainDispersion: 15, Session: 16, Copies: 17,
+			DelayMin: -8, DelayP50: 9, DelayMax: 10, Last: -11, CE: 12, TrainFirst: 13, TrainBytes: 14, TrainDispersion: 15, Session: 16, Copies: 17, TrainPackets: 18,
 		}, &Report{}},
 		"close": {&Close{Reason: CloseRevoked}, &Close{}},
 	}
