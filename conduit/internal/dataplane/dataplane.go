@@ -111,7 +111,7 @@ type Dataplane struct {
 // New assembles a packet path. Nothing runs before Start.
 func New(cfg Config) *Dataplane {
 	d := &Dataplane{
-		cfg: cfg, classify: classify.New(nil), start: time.Now(),
+		cfg: cfg, classify: classify.New(classify.Config{}), start: time.Now(),
 		local: make(map[netip.Addr]struct{}), done: make(chan struct{}),
 	}
 	for _, a := range cfg.Local {

@@ -44,10 +44,14 @@ func (d *Dataplane) refit(ready []*packet.Buf, b *packet.Buf, info *packet.Info,
 		d.drop(b, p, TxTooBig)
 		return ready
 	}
+	var piece packet.Info
 	for off := 0; off >= 0; {
 		f := packet.Get()
 		f.N, off = packet.Fragment(f.Raw()[packet.Headroom:packet.Headroom+packet.MaxInner], b.Bytes(), room, off)
 		f.Lane, f.FlowHash, f.Dest = b.Lane, b.FlowHash, b.Dest
+		if packet.Parse(f.Bytes(), &piece) {
+			piece.Mark(f)
+		}
 		d.classify.Queued(f.FlowHash, f.Lane)
 		ready = append(ready, f)
 	}

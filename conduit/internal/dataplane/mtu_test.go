@@ -102,6 +102,29 @@ func TestClampsBothWays(t *testing.T) {
 	}
 }
 
+// The lanes know the fragments that are made here as those that came in.
+func TestRefitMarks(t *testing.T) {
+	p := newSmall(t)
+	b := packet.Get()
+	b.N = copy(b.Raw()[packet.Headroom:], udp(addrA, addrB, 1300))
+	clear(b.Bytes()[6:8]) // without DF
+	var info packet.Info
+	if !packet.Parse(b.Bytes(), &info) {
+		t.Fatal("refused")
+	}
+	ready := p.a.d.refit(nil, b, &info, 600, 1)
+	if len(ready) != 3 {
+		t.Fatalf("%d fragments", len(ready))
+	}
+	key := ready[0].Datagram
+	for i, f := range ready {
+		if f.Datagram == 0 || f.Datagram != key || f.FirstFragment != (i == 0) || f.LastFragment != (i == 2) {
+			t.Errorf("fragment %d: datagram %x, first %v, last %v", i, f.Datagram, f.FirstFragment, f.LastFragment)
+		}
+		f.Release()
+	}
+}
+
 func TestOverhead(t *testing.T) {
 	if a, b := overhead(wire.SuiteChaCha), overhead(wire.SuiteFIPS); a != 32 || b != 44 {
 		t.Errorf("overhead = %d and %d, want 32 and 44", a, b)

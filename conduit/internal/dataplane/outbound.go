@@ -78,7 +78,8 @@ func (d *Dataplane) admit(ready []*packet.Buf, b *packet.Buf, now int64) []*pack
 		return ready
 	}
 	b.FlowHash = info.Hash()
-	b.Lane = d.classify.Class(&info, b.FlowHash, now)
+	b.Lane = d.classify.Class(b.Bytes(), &info, b.FlowHash, now)
+	info.Mark(b)
 	p, ok := d.routes.Lookup(info.Dst)
 	if !ok {
 		d.ask(b, info.Dst, now)

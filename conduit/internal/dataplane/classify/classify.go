@@ -5,34 +5,13 @@
 package classify
 
 import (
-	"slices"
+	"math/bits"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 )
-
-// Rule sends the packets that match all of its set fields to Lane.
-type Rule struct {
-	// Protos are IP protocol numbers; none means any.
-	Protos []uint8
-	// Below matches packets of fewer bytes; 0 means any length.
-	Below int
-	// Port matches either port of TCP or UDP; 0 means any.
-	Port uint16
-	Lane packet.Lane
-}
-
-// DefaultRules returns the defaults: ICMP and packets under 100 bytes are
-// Critical, port 5006 is Telemetry. What no rule matches is Bulk.
-func DefaultRules() []Rule {
-	return []Rule{
-		{Protos: []uint8{packet.ProtoICMP, packet.ProtoICMPv6}, Lane: packet.Critical},
-		{Below: 100, Lane: packet.Critical},
-		{Port: 5006, Lane: packet.Telemetry},
-	}
-}
 
 const (
 	// FIN and RST use the sequence space as payload does.
@@ -43,44 +22,77 @@ const (
 	flowSlots = 4096
 )
 
+// Inspector looks into UDP packets for what ports do not tell, as RTPS needs it.
+type Inspector interface {
+	// Inspect returns the lane of pkt, or false where the rules after it are to
+	// decide. It sees each UDP packet that no rule before it matched, of a datagram in
+	// pieces the first fragment only. It is called by several goroutines at once, must
+	// not keep pkt and should not allocate. info is a copy, so that it need not live on
+	// the heap.
+	Inspect(pkt []byte, info packet.Info) (packet.Lane, bool)
+}
+
+// Config of a Classifier. The zero value has the defaults alone.
+type Config struct {
+	// Rules come before the default ones.
+	Rules []Rule
+	// Inspector is asked between Rules and the default for port 5006; nil: nobody.
+	Inspector Inspector
+}
+
 // Classifier is safe for concurrent use.
 type Classifier struct {
-	rules []Rule // set once in New
+	table     *table
+	inspector Inspector
 
 	// queued counts the packets of a flow that wait in each lane below Critical.
 	queued [flowSlots][packet.NumLanes]atomic.Int32
 
 	mu    sync.Mutex // guards the rest
-	frags [fragSlots]fragment
-	next  int
+	frags fragments
 }
 
-// fragment remembers the lane of a datagram that travels in pieces.
-type fragment struct {
-	key  packet.Info // Src, Dst, Proto and FragmentID only
-	lane packet.Lane
-	at   int64
-}
-
-// New returns a classifier with a copy of rules; nil means DefaultRules.
-func New(rules []Rule) *Classifier {
-	if rules == nil {
-		rules = DefaultRules()
+// fragments remembers the lanes of datagrams that travel in pieces.
+type fragments struct {
+	keys [fragSlots]uint64 // of packet.Info.Datagram; 0: free
+	data [fragSlots]struct {
+		at   int64
+		lane packet.Lane
 	}
-	return &Classifier{rules: slices.Clone(rules)}
+	next int // the slot that is overwritten next
+	last int // the slot of the last hit, most likely that of the next
 }
 
-// Class returns the lane of a packet. now is a monotonic clock in nanoseconds,
-// flow the packet's Hash.
+// New returns a classifier with the rules of cfg, followed by DefaultRules.
+func New(cfg Config) *Classifier {
+	rules := append([]Rule(nil), cfg.Rules...)
+	for _, r := range DefaultRules() {
+		if r.inspect && cfg.Inspector == nil {
+			continue
+		}
+		rules = append(rules, r)
+	}
+	return &Classifier{table: compile(rules), inspector: cfg.Inspector}
+}
+
+// Class returns the lane of pkt, of which info is what Parse said. now is a
+// monotonic clock in nanoseconds, flow the packet's Hash.
 //
-// Fragments follow the first one of their datagram, since one that is late or
-// lost wastes the others. A TCP segment with payload follows what its flow has
-// queued in a lower lane, since overtaking it looks like loss to TCP.
-func (c *Classifier) Class(info *packet.Info, flow uint32, now int64) packet.Lane {
-	if info.Fragment != packet.NotFragment {
-		return c.fragment(info, now)
+// Fragments follow the first one of their datagram, since one that is late or lost
+// wastes the others; one whose first is not known is Bulk. A TCP segment with
+// payload follows what its flow has queued in a lower lane, since overtaking it
+// looks like loss to TCP.
+func (c *Classifier) Class(pkt []byte, info *packet.Info, flow uint32, now int64) packet.Lane {
+	switch info.Fragment {
+	case packet.FirstFragment:
+		lane := c.match(pkt, info)
+		c.note(info, lane, now)
+		return lane
+	case packet.LaterFragment:
+		return c.follow(info, now)
+	case packet.NotFragment:
 	}
-	lane := c.match(info)
+	lane := c.match(pkt, info)
 	if info.Proto == packet.ProtoTCP && (info.Payload > 0 || info.TCPFlags&tcpFINRST != 0) {
 		slot := &c.queued[flow%flowSlots]
 		for lower := packet.Bulk; lower > lane; lower-- {
@@ -92,61 +104,88 @@ func (c *Classifier) Class(info *packet.Info, flow uint32, now int64) packet.Lan
 	return lane
 }
 
-func (c *Classifier) match(info *packet.Info) packet.Lane {
-	for i := range c.rules {
-		r := &c.rules[i]
-		if r.Below != 0 && info.Len >= r.Below {
-			continue
-		}
-		if r.Port != 0 && (info.Fragment == packet.LaterFragment || info.SrcPort != r.Port && info.DstPort != r.Port) {
-			continue
-		}
-		if len(r.Protos) != 0 {
-			hit := false
-			for _, p := range r.Protos {
-				hit = hit || p == info.Proto
+// match looks up the table. The messages that keep the network working are Critical
+// whatever the rules say.
+func (c *Classifier) match(pkt []byte, info *packet.Info) packet.Lane {
+	if vital(info) {
+		return packet.Critical
+	}
+	t := c.table
+	p := t.find(info)
+	for n := uint32(0); n < t.words; n++ {
+		for left := t.matching(&p, n); left != 0; left &= left - 1 {
+			i := bits.TrailingZeros64(left)
+			if t.inspect[n]>>i&1 == 0 {
+				return t.lanes[int(n)*64+i]
 			}
-			if !hit {
-				continue
+			if lane, ok := c.inspector.Inspect(pkt, *info); ok {
+				return min(lane, packet.Bulk)
 			}
 		}
-		return r.Lane
 	}
 	return packet.Bulk
 }
 
-func (c *Classifier) fragment(info *packet.Info, now int64) packet.Lane {
-	key := packet.Info{Src: info.Src, Dst: info.Dst, Proto: info.Proto, FragmentID: info.FragmentID}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	slot := &c.frags[c.next]
-	for i := range c.frags {
-		f := &c.frags[i]
-		if f.at == 0 || f.key != key {
-			continue
+// vital tells ICMP errors, without which nothing learns of a path's MTU or of a
+// port that is shut, and IPv6 neighbour discovery.
+func vital(info *packet.Info) bool {
+	switch info.Proto {
+	case packet.ProtoICMP:
+		switch info.ICMPType {
+		case 3, 4, 5, 11, 12: // RFC 1122, section 3.2.2
+			return true
 		}
-		if info.Fragment == packet.FirstFragment {
-			slot = f // the identification came round: the old datagram is over
-			break
-		}
-		if now-f.at < fragLife {
-			f.at = now
-			return f.lane
-		}
+	case packet.ProtoICMPv6:
+		return info.ICMPType < 128 || info.ICMPType >= 133 && info.ICMPType <= 137 // RFC 4443, RFC 4861
 	}
-	if info.Fragment == packet.LaterFragment {
-		return packet.Bulk // its first fragment is unknown, so is its port
-	}
-	lane := c.match(info)
-	if slot == &c.frags[c.next] {
-		c.next = (c.next + 1) % fragSlots
-	}
-	*slot = fragment{key, lane, max(now, 1)}
-	return lane
+	return false
 }
 
-// Queued tells that a packet of flow is on its way into lane l. It must be called
-// before the next packet of the flow is classified.
+// note remembers the lane of a datagram whose first fragment has come.
+func (c *Classifier) note(info *packet.Info, lane packet.Lane, now int64) {
+	key := info.Datagram()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := &c.frags
+	slot := f.find(key)
+	if slot < 0 { // else the identification came round: the old datagram is over
+		slot = f.next
+		f.next = (f.next + 1) % fragSlots
+	}
+	f.keys[slot], f.last = key, slot
+	f.data[slot].at, f.data[slot].lane = now, lane
+}
+
+func (c *Classifier) follow(info *packet.Info, now int64) packet.Lane {
+	key := info.Datagram()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := &c.frags
+	slot := f.find(key)
+	if slot < 0 || now-f.data[slot].at >= fragLife {
+		return packet.Bulk // its first fragment is unknown, so is its port
+	}
+	f.data[slot].at = now
+	return f.data[slot].lane
+}
+
+// find returns the slot of a datagram, or -1.
+func (f *fragments) find(key uint64) int {
+	if f.keys[f.last] == key {
+		return f.last
+	}
+	for i := range f.keys {
+		if f.keys[i] == key {
+			f.last = i
+			return i
+		}
+	}
+	return -1
+}
+
+// Queued tells that a packet of flow is on its way into lane l: the lane that it
+// really enters, after policing. It must be called before the next packet of the
+// flow is classified.
 func (c *Classifier) Queued(flow uint32, l packet.Lane) {
 	if l != packet.Critical { // nothing waits behind Critical
 		c.queued[flow%flowSlots][l].Add(1)
