@@ -167,19 +167,19 @@ type PathDetail struct {
 
 // The states of PacingStatus.
 const (
-	PacingUnlimited = "unlimited" // nothing is paced
-	PacingFixed     = "fixed"     // at the rate that was configured
-	PacingStartUp   = "start-up"  // still looking for the rate of the path
-	PacingSteady    = "steady"
-	PacingDraining  = "draining"  // below the path's rate, so that its queue empties
-	PacingCompeting = "competing" // beside a flow that fills the queue
+	PaceUnlimited = "unlimited" // nothing is paced
+	PaceFixed     = "fixed"     // at the rate that was configured
+	PaceStartUp   = "start-up"  // still looking for the rate of the path
+	PaceSteady    = "steady"
+	PaceDraining  = "draining"  // below the path's rate, so that its queue empties
+	PaceCompeting = "competing" // beside a flow that fills the queue
 )
 
 // PacingStatus is how fast one path is filled, and what the peer's reports say of it.
 type PacingStatus struct {
 	// Strategy is null, fixed or delay-rate.
 	Strategy string `json:"strategy"`
-	// State is one of the Pacing constants.
+	// State is one of the Pace constants.
 	State string `json:"state"`
 	// Rate is what may leave, in bits per second on the wire; 0 means no limit.
 	Rate float64 `json:"rate_bps"`
