@@ -272,8 +272,11 @@ func TestReceiverDenies(t *testing.T) {
 		rate                 int // packets a second
 		over, denied, demote bool
 	}{
-		{Critical, 90, false, false, false}, {Critical, 150, true, false, true}, {Critical, 1000, true, true, true},
-		{Telemetry, 1000, false, false, false}, {Bulk, 1000, true, false, true},
+		{Critical, 90, false, false, false},
+		{Critical, 150, true, false, true},
+		{Critical, 1000, true, true, true},
+		{Telemetry, 1000, false, false, false},
+		{Bulk, 1000, true, false, true},
 	} {
 		a.Apply(Default(), []Subject{subject(2, "two")})
 		b.Apply(Default(), []Subject{subject(1, "one")})

@@ -37,7 +37,7 @@ func (s *ruleSet) judge(kind proto, port uint16, hasPort bool, lane Lane) (rule 
 	if !hasPort || c.ports == nil {
 		return c.plain.rule, c.plain.allow
 	}
-	d, _ := c.ports.at(port)
+	d := c.ports.at(port)
 	return d.rule, d.allow
 }
 
@@ -57,12 +57,17 @@ type portSpan struct {
 // fewSpans are searched as they are.
 const fewSpans = 16
 
-// at also tells how many spans it compared, at most nine.
-func (t *portTable) at(port uint16) (d decision, steps int) {
-	lo, hi := 0, len(t.spans)
-	if t.pages != nil {
-		lo, hi = int(t.pages[port>>8]), int(t.pages[port>>8+1])+1
+// window returns the spans one of which has the port: at most 258, so that it is
+// found in nine steps.
+func (t *portTable) window(port uint16) (lo, hi int) {
+	if t.pages == nil {
+		return 0, len(t.spans)
 	}
+	return int(t.pages[port>>8]), int(t.pages[port>>8+1]) + 1
+}
+
+func (t *portTable) at(port uint16) decision {
+	lo, hi := t.window(port)
 	for hi-lo > 1 {
 		mid := (lo + hi) / 2
 		if t.spans[mid].from <= port {
@@ -70,10 +75,9 @@ func (t *portTable) at(port uint16) (d decision, steps int) {
 		} else {
 			hi = mid
 		}
-		steps++
 	}
 	s := &t.spans[lo]
-	return decision{s.rule, s.allow}, steps
+	return decision{s.rule, s.allow}
 }
 
 // painter makes port tables; what it holds is scratch. Guarded by the Engine's
@@ -234,10 +238,7 @@ func (p *painter) join(row *[packet.NumLanes + 1]cell) {
 	p.edges = slices.Compact(p.edges)
 	p.verdicts = p.verdicts[:0]
 	for _, from := range p.edges {
-		p.verdicts = append(p.verdicts, either(func(c *cell) decision {
-			d, _ := c.ports.at(uint16(from))
-			return d
-		}))
+		p.verdicts = append(p.verdicts, either(func(c *cell) decision { return c.ports.at(uint16(from)) }))
 	}
 	row[anyLane].ports = p.table(len(p.edges))
 }

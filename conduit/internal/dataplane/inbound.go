@@ -13,6 +13,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/seal"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
+	"github.com/bauxite-mesh/bauxite/conduit/policy"
 	"github.com/bauxite-mesh/bauxite/conduit/transport"
 )
 
@@ -224,15 +225,11 @@ func (r *reader) data(s *Session, pkt []byte) {
 	}
 	p := s.Peer
 	// A peer may speak for its own addresses only, and only to us.
-	if r.info.Src != p.Virtual4 && r.info.Src != p.Virtual6 {
+	if !policy.Bound(&r.info, p.Virtual4, p.Virtual6, r.d.local) {
 		r.drop(RxSource)
 		return
 	}
-	if _, ours := r.d.local[r.info.Dst]; !ours {
-		r.drop(RxSource)
-		return
-	}
-	if !r.d.cfg.Policy.Inbound(p.Rules, &r.info, r.hdr.Lane, r.now).Allow {
+	if !r.d.cfg.Policy.Receive(p.Rules, inner, &r.info, r.hdr.Lane, r.now).Allow {
 		r.drop(RxPolicy)
 		return
 	}
