@@ -54,8 +54,7 @@ type Strategy interface {
 type Sent struct {
 	Lane uint8
 	// Session is the receiver index of the session that sealed them. 0: they
-	// belong to none, as STUN or a handshake; then Bytes and Packets are all that
-	// counts, and the counters are not looked at.
+	// belong to none, as STUN or a handshake; then only Bytes counts.
 	Session uint32
 	// First and Last are the counters of the batch, without a gap. They are of
 	// the lane, not of the path.
@@ -147,8 +146,9 @@ type State struct {
 	// Loss is the share of datagrams that the way lost lately, before any repair;
 	// copies count as datagrams. 0 to 1.
 	Loss float64
-	// LossSamples is the number of datagrams behind Loss, at most some hundreds:
-	// the standard error of Loss is about sqrt(Loss/LossSamples).
+	// LossSamples is the number of datagrams behind Loss: of the last 300, or of
+	// the last second where that is more. The standard error of Loss is about
+	// sqrt(Loss/LossSamples).
 	LossSamples int
 
 	// Delivery is bytes per second that arrived in the last window.
