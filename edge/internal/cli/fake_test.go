@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,6 +67,40 @@ func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 		st.Hub.Since, st.Hub.FromSnapshot = ago(2*time.Minute), true
 	}
 	return st, nil
+}
+
+// Ping is answered as over an uplink whose Bulk stands in a queue; every fifth echo in
+// Bulk is lost. FAKE_PING=caps is a peer that answers none, and =silent one that is
+// gone.
+func (n *fakeNode) Ping(ctx context.Context, _ identity.PeerID, o conduit.PingOptions) (conduit.PingResult, error) {
+	switch os.Getenv("FAKE_PING") {
+	case "caps":
+		return conduit.PingResult{}, conduit.ErrPingCaps
+	case "silent":
+		<-ctx.Done()
+		return conduit.PingResult{}, ctx.Err()
+	}
+	l := slices.Index([]string{"critical", "telemetry", "bulk"}, o.Lane)
+	seq := time.Duration(n.pings[l].Add(1))
+	ms := time.Millisecond
+	r := conduit.PingResult{
+		Lane: o.Lane, Size: o.Size, Kind: "direct", Uplink: "wlan0", Remote: "198.51.100.7:41641",
+		RTT: 12*ms + seq*100*time.Microsecond, Wait: 40 * time.Microsecond, Hold: 60 * time.Microsecond,
+	}
+	switch o.Lane {
+	case "telemetry":
+		r.RTT += 2 * ms
+		r.Wait += 2 * ms
+	case "bulk":
+		if seq%5 == 0 {
+			<-ctx.Done()
+			return conduit.PingResult{}, ctx.Err()
+		}
+		r.RTT += 31 * ms
+		r.Wait += 24 * ms
+		r.Hold += 7 * ms
+	}
+	return r, nil
 }
 
 // cmdSet writes a line into a table of config.toml: set TABLE LINE

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -45,14 +46,17 @@ func TestMain(m *testing.M) {
 		defer stop()
 		app := &App{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 		if os.Getenv("FAKE_NODE") != "" {
-			app.Deps.NewNode = func(c conduit.Config) (daemon.Node, error) { return &fakeNode{c}, nil }
+			app.Deps.NewNode = func(c conduit.Config) (daemon.Node, error) { return &fakeNode{cfg: c}, nil }
 		}
 		os.Exit(app.Main(ctx, os.Args))
 	}})
 }
 
 // fakeNode has one peer that answers and one that does not.
-type fakeNode struct{ cfg conduit.Config }
+type fakeNode struct {
+	cfg   conduit.Config
+	pings [3]atomic.Int64 // by lane
+}
 
 func (n *fakeNode) Start(context.Context) error { return nil }
 func (n *fakeNode) Close() error                { return n.cfg.Device.Close() }

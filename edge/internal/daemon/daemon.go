@@ -55,6 +55,7 @@ type Node interface {
 	Start(ctx context.Context) error
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
 	Lookup(ctx context.Context, text string) (conduit.Peer, error)
+	Ping(ctx context.Context, id identity.PeerID, o conduit.PingOptions) (conduit.PingResult, error)
 	Status(ctx context.Context) (*conduit.Status, error)
 	SetCertificate(c *identity.Certificate) error
 	SetPSK(psk []byte, epoch uint8) error
@@ -308,6 +309,11 @@ func (d *daemon) stop() error {
 // Connect implements local.Backend.
 func (d *daemon) Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error {
 	return d.node.Connect(ctx, id, progress)
+}
+
+// Ping implements local.Backend.
+func (d *daemon) Ping(ctx context.Context, id identity.PeerID, o conduit.PingOptions) (conduit.PingResult, error) {
+	return d.node.Ping(ctx, id, o)
 }
 
 // Lookup implements local.Backend.

@@ -46,6 +46,10 @@ func (n *fakeNode) Lookup(context.Context, string) (conduit.Peer, error) {
 	return conduit.Peer{}, conduit.ErrUnknownPeer
 }
 
+func (n *fakeNode) Ping(context.Context, identity.PeerID, conduit.PingOptions) (conduit.PingResult, error) {
+	return conduit.PingResult{}, conduit.ErrPingCaps
+}
+
 func (n *fakeNode) SetCertificate(*identity.Certificate) error { return nil }
 func (n *fakeNode) SetPSK([]byte, uint8) error                 { return nil }
 

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,6 +26,8 @@ var (
 	ErrNotRunning = errors.New("bauxite run is not running here")
 	// ErrDenied tells that the daemon, or the system, refuses this user.
 	ErrDenied = errors.New("not allowed to talk to bauxite run")
+	// ErrNoPath tells that a peer that is to be pinged cannot be reached.
+	ErrNoPath = errors.New("no path")
 )
 
 // Client talks to the daemon of one home.
@@ -92,6 +95,25 @@ func (c *Client) Connect(ctx context.Context, peer string, step func(*edgev1.Con
 	return nil
 }
 
+// Ping sends echoes and calls each with what became of them: first once with Seq 0, to
+// say who is asked. It returns when all are told of, or ctx has ended.
+func (c *Client) Ping(ctx context.Context, req *edgev1.PingRequest, each func(*edgev1.PingResponse) error) error {
+	stream, err := c.rpc.Ping(ctx, req)
+	if err != nil {
+		return c.explain(err)
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		if err := each(stream.Msg()); err != nil {
+			return err
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return c.explain(err)
+	}
+	return nil
+}
+
 func (c *Client) explain(err error) error {
 	var ce *connect.Error
 	switch {
@@ -107,6 +129,11 @@ func (c *Client) explain(err error) error {
 			return &remoteError{ErrNoPeer, ce.Message()}
 		case connect.CodeFailedPrecondition:
 			return &remoteError{ErrAmbiguous, ce.Message()}
+		case connect.CodeUnavailable:
+			if strings.HasPrefix(ce.Message(), ErrNoPath.Error()) {
+				return &remoteError{ErrNoPath, ce.Message()}
+			}
+			return errors.New(ce.Message())
 		default:
 			return errors.New(ce.Message())
 		}

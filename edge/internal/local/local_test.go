@@ -18,6 +18,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/bauxite-mesh/bauxite/conduit"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	edgev1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/edge/v1"
 )
@@ -73,6 +74,24 @@ func (f *fake) Connect(ctx context.Context, id identity.PeerID, progress func(st
 	}
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+func (f *fake) Ping(ctx context.Context, _ identity.PeerID, o conduit.PingOptions) (conduit.PingResult, error) {
+	switch {
+	case o.Lane == "telemetry":
+		<-ctx.Done()
+		return conduit.PingResult{}, ctx.Err()
+	case o.Size == 1000:
+		return conduit.PingResult{}, fmt.Errorf("%w: 1000 bytes", conduit.ErrPingSize)
+	case o.Size == 1001:
+		return conduit.PingResult{}, conduit.ErrPingCaps
+	case o.Size == 1002:
+		return conduit.PingResult{}, conduit.ErrPingSession
+	}
+	return conduit.PingResult{
+		Lane: o.Lane, Size: o.Size, RTT: 12 * time.Millisecond, Wait: time.Millisecond, Hold: 1500,
+		Kind: "direct", Uplink: "wlan0", Remote: "192.0.2.1:7",
+	}, nil
 }
 
 func (f *fake) CheckHub(context.Context) HubOffer {

@@ -21,6 +21,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/bauxite-mesh/bauxite/conduit"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	edgev1 "github.com/bauxite-mesh/bauxite/proto/gen/bauxite/edge/v1"
 	"github.com/bauxite-mesh/bauxite/proto/gen/bauxite/edge/v1/edgev1connect"
@@ -49,6 +50,8 @@ type Backend interface {
 	// Connect blocks until a path to the peer stands or none can be had, and calls
 	// progress with each state.
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
+	// Ping sends one echo and awaits the answer until ctx ends.
+	Ping(ctx context.Context, id identity.PeerID, o conduit.PingOptions) (conduit.PingResult, error)
 	// CheckHub asks the hub what it offers for paths.
 	CheckHub(ctx context.Context) HubOffer
 }
@@ -252,14 +255,7 @@ func (s *Server) CheckHub(ctx context.Context, _ *edgev1.CheckHubRequest) (*edge
 
 // Connect implements LocalService.
 func (s *Server) Connect(ctx context.Context, req *edgev1.ConnectRequest, stream *connect.ServerStream[edgev1.ConnectResponse]) error {
-	err := s.dial(ctx, req.GetPeer(), stream.Send)
-	switch {
-	case errors.Is(err, ErrNoPeer):
-		return connect.NewError(connect.CodeNotFound, err)
-	case errors.Is(err, ErrAmbiguous):
-		return connect.NewError(connect.CodeFailedPrecondition, err)
-	}
-	return err
+	return coded(s.dial(ctx, req.GetPeer(), stream.Send))
 }
 
 // The states that Connect reports.
@@ -277,20 +273,9 @@ func (s *Server) dial(ctx context.Context, what string, send func(*edgev1.Connec
 	if err := send(&edgev1.ConnectResponse{State: StateResolving, Detail: what}); err != nil {
 		return err
 	}
-	st, err := s.status(ctx)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	p, err := st.Resolve(what)
-	if errors.Is(err, ErrNoPeer) {
-		p, err = s.lookup(ctx, what, err)
-	}
-	if err != nil {
-		return err
-	}
-	id, err := identity.ParsePeerID(p.ID)
+	id, p, err := s.find(ctx, what)
 	if err != nil {
 		return err
 	}
@@ -331,6 +316,23 @@ func (s *Server) dial(ctx context.Context, what string, send func(*edgev1.Connec
 			return s.outcome(context.WithoutCancel(ctx), id, err, send)
 		}
 	}
+}
+
+// find resolves what a request calls a peer.
+func (s *Server) find(ctx context.Context, what string) (identity.PeerID, *Peer, error) {
+	st, err := s.status(ctx)
+	if err != nil {
+		return identity.PeerID{}, nil, err
+	}
+	p, err := st.Resolve(what)
+	if errors.Is(err, ErrNoPeer) {
+		p, err = s.lookup(ctx, what, err)
+	}
+	if err != nil {
+		return identity.PeerID{}, nil, err
+	}
+	id, err := identity.ParsePeerID(p.ID)
+	return id, p, err
 }
 
 // lookup asks the node for a peer that the status does not have; unknown says why.

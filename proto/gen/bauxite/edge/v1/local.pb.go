@@ -342,6 +342,244 @@ func (x *CheckHubResponse) GetTurnError() string {
 	return ""
 }
 
+type PingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// peer is a PeerID, a unique prefix of one, a name or a virtual IP.
+	Peer string `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	// lanes are critical, telemetry and bulk; none means critical.
+	Lanes []string `protobuf:"bytes,2,rep,name=lanes,proto3" json:"lanes,omitempty"`
+	// count is how many are sent in each lane; 0 means until the caller goes away.
+	Count uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	// interval_us is the time from one to the next, in microseconds, at least 20000.
+	IntervalUs uint64 `protobuf:"varint,4,opt,name=interval_us,json=intervalUs,proto3" json:"interval_us,omitempty"`
+	// timeout_us is how long an answer may take.
+	TimeoutUs uint64 `protobuf:"varint,5,opt,name=timeout_us,json=timeoutUs,proto3" json:"timeout_us,omitempty"`
+	// size is that of the inner packet, in bytes; 0 means 64.
+	Size          uint32 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingRequest) Reset() {
+	*x = PingRequest{}
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingRequest) ProtoMessage() {}
+
+func (x *PingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
+func (*PingRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_edge_v1_local_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PingRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *PingRequest) GetLanes() []string {
+	if x != nil {
+		return x.Lanes
+	}
+	return nil
+}
+
+func (x *PingRequest) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *PingRequest) GetIntervalUs() uint64 {
+	if x != nil {
+		return x.IntervalUs
+	}
+	return 0
+}
+
+func (x *PingRequest) GetTimeoutUs() uint64 {
+	if x != nil {
+		return x.TimeoutUs
+	}
+	return 0
+}
+
+func (x *PingRequest) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// PingResponse is what became of one echo, but for the first, which has seq 0 and
+// says who is asked.
+type PingResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	VirtualIp string                 `protobuf:"bytes,2,opt,name=virtual_ip,json=virtualIp,proto3" json:"virtual_ip,omitempty"`
+	// seq counts from 1, for all lanes alike.
+	Seq  uint32 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
+	Lane string `protobuf:"bytes,4,opt,name=lane,proto3" json:"lane,omitempty"`
+	Size uint32 `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	// answered is false where no answer came in time; error says so where it is
+	// something else that is wrong.
+	Answered bool   `protobuf:"varint,6,opt,name=answered,proto3" json:"answered,omitempty"`
+	Error    string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	// rtt_us is the whole round trip in microseconds; of that, wait_us went by in the
+	// queue here and hold_us in the one at the peer.
+	RttUs  float64 `protobuf:"fixed64,8,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"`
+	WaitUs float64 `protobuf:"fixed64,9,opt,name=wait_us,json=waitUs,proto3" json:"wait_us,omitempty"`
+	HoldUs float64 `protobuf:"fixed64,10,opt,name=hold_us,json=holdUs,proto3" json:"hold_us,omitempty"`
+	// path_type, uplink and remote are those of the path that the answer came on.
+	PathType      string `protobuf:"bytes,11,opt,name=path_type,json=pathType,proto3" json:"path_type,omitempty"`
+	Uplink        string `protobuf:"bytes,12,opt,name=uplink,proto3" json:"uplink,omitempty"`
+	Remote        string `protobuf:"bytes,13,opt,name=remote,proto3" json:"remote,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingResponse) Reset() {
+	*x = PingResponse{}
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingResponse) ProtoMessage() {}
+
+func (x *PingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
+func (*PingResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_edge_v1_local_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PingResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PingResponse) GetVirtualIp() string {
+	if x != nil {
+		return x.VirtualIp
+	}
+	return ""
+}
+
+func (x *PingResponse) GetSeq() uint32 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *PingResponse) GetLane() string {
+	if x != nil {
+		return x.Lane
+	}
+	return ""
+}
+
+func (x *PingResponse) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PingResponse) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
+}
+
+func (x *PingResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *PingResponse) GetRttUs() float64 {
+	if x != nil {
+		return x.RttUs
+	}
+	return 0
+}
+
+func (x *PingResponse) GetWaitUs() float64 {
+	if x != nil {
+		return x.WaitUs
+	}
+	return 0
+}
+
+func (x *PingResponse) GetHoldUs() float64 {
+	if x != nil {
+		return x.HoldUs
+	}
+	return 0
+}
+
+func (x *PingResponse) GetPathType() string {
+	if x != nil {
+		return x.PathType
+	}
+	return ""
+}
+
+func (x *PingResponse) GetUplink() string {
+	if x != nil {
+		return x.Uplink
+	}
+	return ""
+}
+
+func (x *PingResponse) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
 var File_bauxite_edge_v1_local_proto protoreflect.FileDescriptor
 
 const file_bauxite_edge_v1_local_proto_rawDesc = "" +
@@ -367,11 +605,37 @@ const file_bauxite_edge_v1_local_proto_rawDesc = "" +
 	"relay_open\x18\x03 \x01(\bR\trelayOpen\x12!\n" +
 	"\fturn_servers\x18\x04 \x03(\tR\vturnServers\x12\x1d\n" +
 	"\n" +
-	"turn_error\x18\x05 \x01(\tR\tturnError2\x83\x02\n" +
+	"turn_error\x18\x05 \x01(\tR\tturnError\"\xa1\x01\n" +
+	"\vPingRequest\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
+	"\x05lanes\x18\x02 \x03(\tR\x05lanes\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x12\x1f\n" +
+	"\vinterval_us\x18\x04 \x01(\x04R\n" +
+	"intervalUs\x12\x1d\n" +
+	"\n" +
+	"timeout_us\x18\x05 \x01(\x04R\ttimeoutUs\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\rR\x04size\"\xc3\x02\n" +
+	"\fPingResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"virtual_ip\x18\x02 \x01(\tR\tvirtualIp\x12\x10\n" +
+	"\x03seq\x18\x03 \x01(\rR\x03seq\x12\x12\n" +
+	"\x04lane\x18\x04 \x01(\tR\x04lane\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\rR\x04size\x12\x1a\n" +
+	"\banswered\x18\x06 \x01(\bR\banswered\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12\x15\n" +
+	"\x06rtt_us\x18\b \x01(\x01R\x05rttUs\x12\x17\n" +
+	"\await_us\x18\t \x01(\x01R\x06waitUs\x12\x17\n" +
+	"\ahold_us\x18\n" +
+	" \x01(\x01R\x06holdUs\x12\x1b\n" +
+	"\tpath_type\x18\v \x01(\tR\bpathType\x12\x16\n" +
+	"\x06uplink\x18\f \x01(\tR\x06uplink\x12\x16\n" +
+	"\x06remote\x18\r \x01(\tR\x06remote2\xca\x02\n" +
 	"\fLocalService\x12R\n" +
 	"\tGetStatus\x12!.bauxite.edge.v1.GetStatusRequest\x1a\".bauxite.edge.v1.GetStatusResponse\x12N\n" +
 	"\aConnect\x12\x1f.bauxite.edge.v1.ConnectRequest\x1a .bauxite.edge.v1.ConnectResponse0\x01\x12O\n" +
-	"\bCheckHub\x12 .bauxite.edge.v1.CheckHubRequest\x1a!.bauxite.edge.v1.CheckHubResponseB\xc1\x01\n" +
+	"\bCheckHub\x12 .bauxite.edge.v1.CheckHubRequest\x1a!.bauxite.edge.v1.CheckHubResponse\x12E\n" +
+	"\x04Ping\x12\x1c.bauxite.edge.v1.PingRequest\x1a\x1d.bauxite.edge.v1.PingResponse0\x01B\xc1\x01\n" +
 	"\x13com.bauxite.edge.v1B\n" +
 	"LocalProtoP\x01Z@github.com/bauxite-mesh/bauxite/proto/gen/bauxite/edge/v1;edgev1\xa2\x02\x03BEX\xaa\x02\x0fBauxite.Edge.V1\xca\x02\x0fBauxite\\Edge\\V1\xe2\x02\x1bBauxite\\Edge\\V1\\GPBMetadata\xea\x02\x11Bauxite::Edge::V1b\x06proto3"
 
@@ -387,7 +651,7 @@ func file_bauxite_edge_v1_local_proto_rawDescGZIP() []byte {
 	return file_bauxite_edge_v1_local_proto_rawDescData
 }
 
-var file_bauxite_edge_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_bauxite_edge_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_bauxite_edge_v1_local_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),  // 0: bauxite.edge.v1.GetStatusRequest
 	(*GetStatusResponse)(nil), // 1: bauxite.edge.v1.GetStatusResponse
@@ -395,16 +659,20 @@ var file_bauxite_edge_v1_local_proto_goTypes = []any{
 	(*ConnectResponse)(nil),   // 3: bauxite.edge.v1.ConnectResponse
 	(*CheckHubRequest)(nil),   // 4: bauxite.edge.v1.CheckHubRequest
 	(*CheckHubResponse)(nil),  // 5: bauxite.edge.v1.CheckHubResponse
+	(*PingRequest)(nil),       // 6: bauxite.edge.v1.PingRequest
+	(*PingResponse)(nil),      // 7: bauxite.edge.v1.PingResponse
 }
 var file_bauxite_edge_v1_local_proto_depIdxs = []int32{
 	0, // 0: bauxite.edge.v1.LocalService.GetStatus:input_type -> bauxite.edge.v1.GetStatusRequest
 	2, // 1: bauxite.edge.v1.LocalService.Connect:input_type -> bauxite.edge.v1.ConnectRequest
 	4, // 2: bauxite.edge.v1.LocalService.CheckHub:input_type -> bauxite.edge.v1.CheckHubRequest
-	1, // 3: bauxite.edge.v1.LocalService.GetStatus:output_type -> bauxite.edge.v1.GetStatusResponse
-	3, // 4: bauxite.edge.v1.LocalService.Connect:output_type -> bauxite.edge.v1.ConnectResponse
-	5, // 5: bauxite.edge.v1.LocalService.CheckHub:output_type -> bauxite.edge.v1.CheckHubResponse
-	3, // [3:6] is the sub-list for method output_type
-	0, // [0:3] is the sub-list for method input_type
+	6, // 3: bauxite.edge.v1.LocalService.Ping:input_type -> bauxite.edge.v1.PingRequest
+	1, // 4: bauxite.edge.v1.LocalService.GetStatus:output_type -> bauxite.edge.v1.GetStatusResponse
+	3, // 5: bauxite.edge.v1.LocalService.Connect:output_type -> bauxite.edge.v1.ConnectResponse
+	5, // 6: bauxite.edge.v1.LocalService.CheckHub:output_type -> bauxite.edge.v1.CheckHubResponse
+	7, // 7: bauxite.edge.v1.LocalService.Ping:output_type -> bauxite.edge.v1.PingResponse
+	4, // [4:8] is the sub-list for method output_type
+	0, // [0:4] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -421,7 +689,7 @@ func file_bauxite_edge_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bauxite_edge_v1_local_proto_rawDesc), len(file_bauxite_edge_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -39,6 +39,8 @@ const (
 	LocalServiceConnectProcedure = "/bauxite.edge.v1.LocalService/Connect"
 	// LocalServiceCheckHubProcedure is the fully-qualified name of the LocalService's CheckHub RPC.
 	LocalServiceCheckHubProcedure = "/bauxite.edge.v1.LocalService/CheckHub"
+	// LocalServicePingProcedure is the fully-qualified name of the LocalService's Ping RPC.
+	LocalServicePingProcedure = "/bauxite.edge.v1.LocalService/Ping"
 )
 
 // LocalServiceClient is a client for the bauxite.edge.v1.LocalService service.
@@ -50,6 +52,9 @@ type LocalServiceClient interface {
 	Connect(context.Context, *v1.ConnectRequest) (*connect.ServerStreamForClient[v1.ConnectResponse], error)
 	// CheckHub asks the hub what it offers for paths.
 	CheckHub(context.Context, *v1.CheckHubRequest) (*v1.CheckHubResponse, error)
+	// Ping sends echoes to a peer, in one lane or several at once, and tells of each
+	// what became of it. It ends after the last one, or when the caller goes away.
+	Ping(context.Context, *v1.PingRequest) (*connect.ServerStreamForClient[v1.PingResponse], error)
 }
 
 // NewLocalServiceClient constructs a client for the bauxite.edge.v1.LocalService service. By
@@ -81,6 +86,12 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("CheckHub")),
 			connect.WithClientOptions(opts...),
 		),
+		ping: connect.NewClient[v1.PingRequest, v1.PingResponse](
+			httpClient,
+			baseURL+LocalServicePingProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Ping")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -89,6 +100,7 @@ type localServiceClient struct {
 	getStatus *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
 	connect   *connect.Client[v1.ConnectRequest, v1.ConnectResponse]
 	checkHub  *connect.Client[v1.CheckHubRequest, v1.CheckHubResponse]
+	ping      *connect.Client[v1.PingRequest, v1.PingResponse]
 }
 
 // GetStatus calls bauxite.edge.v1.LocalService.GetStatus.
@@ -114,6 +126,11 @@ func (c *localServiceClient) CheckHub(ctx context.Context, req *v1.CheckHubReque
 	return nil, err
 }
 
+// Ping calls bauxite.edge.v1.LocalService.Ping.
+func (c *localServiceClient) Ping(ctx context.Context, req *v1.PingRequest) (*connect.ServerStreamForClient[v1.PingResponse], error) {
+	return c.ping.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // LocalServiceHandler is an implementation of the bauxite.edge.v1.LocalService service.
 type LocalServiceHandler interface {
 	// GetStatus returns the node, its hub link, its peers and its counters.
@@ -123,6 +140,9 @@ type LocalServiceHandler interface {
 	Connect(context.Context, *v1.ConnectRequest, *connect.ServerStream[v1.ConnectResponse]) error
 	// CheckHub asks the hub what it offers for paths.
 	CheckHub(context.Context, *v1.CheckHubRequest) (*v1.CheckHubResponse, error)
+	// Ping sends echoes to a peer, in one lane or several at once, and tells of each
+	// what became of it. It ends after the last one, or when the caller goes away.
+	Ping(context.Context, *v1.PingRequest, *connect.ServerStream[v1.PingResponse]) error
 }
 
 // NewLocalServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -150,6 +170,12 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("CheckHub")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServicePingHandler := connect.NewServerStreamHandlerSimple(
+		LocalServicePingProcedure,
+		svc.Ping,
+		connect.WithSchema(localServiceMethods.ByName("Ping")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bauxite.edge.v1.LocalService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LocalServiceGetStatusProcedure:
@@ -158,6 +184,8 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 			localServiceConnectHandler.ServeHTTP(w, r)
 		case LocalServiceCheckHubProcedure:
 			localServiceCheckHubHandler.ServeHTTP(w, r)
+		case LocalServicePingProcedure:
+			localServicePingHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -177,4 +205,8 @@ func (UnimplementedLocalServiceHandler) Connect(context.Context, *v1.ConnectRequ
 
 func (UnimplementedLocalServiceHandler) CheckHub(context.Context, *v1.CheckHubRequest) (*v1.CheckHubResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.edge.v1.LocalService.CheckHub is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Ping(context.Context, *v1.PingRequest, *connect.ServerStream[v1.PingResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.edge.v1.LocalService.Ping is not implemented"))
 }
