@@ -19,7 +19,10 @@ const mbit = 1_000_000
 // Plan lists the scenarios. load is how long a link is filled, zero for what each
 // case takes by itself.
 func Plan(load time.Duration) []bench.Scenario {
-	return []bench.Scenario{fillPlan(load), stepPlan(load), foreignPlan(load), saturatePlan(load), comparePlan(load)}
+	return []bench.Scenario{
+		fillPlan(load), stepPlan(load), foreignPlan(load), sharePlan(load), floodPlan(load), imagePlan(load),
+		lossyPlan(load), saturatePlan(load), comparePlan(load),
+	}
 }
 
 // or is the load of a case.

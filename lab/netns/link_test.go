@@ -214,3 +214,55 @@ func TestDoRestoresThreads(t *testing.T) {
 		_ = h.Do(func() error { panic("mine") })
 	}()
 }
+
+func TestSetRate(t *testing.T) {
+	t.Parallel()
+	lab := New(t)
+	wan := lab.WAN("wan")
+	slow := Shape{Rate: 5e6, Queue: 64 << 10, Burst: 1600}
+	client, server := wan.Host("client", Link{Up: slow, Down: slow}), wan.Host("server", Link{})
+	sink := udp(t, server, "")
+	out := udp(t, client, "")
+	to := netip.AddrPortFrom(server.Addr4(), sink.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+	// bits fills the link for a while and returns what has left a second.
+	bits := func() float64 {
+		t.Helper()
+		before, _, err := client.Iface(0).Traffic()
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		for time.Since(began) < 500*time.Millisecond {
+			_, _ = out.WriteToUDPAddrPort(make([]byte, 1400), to)
+		}
+		took := time.Since(began)
+		after, _, err := client.Iface(0).Traffic()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after.Dropped == before.Dropped {
+			t.Error("a link that is full dropped nothing")
+		}
+		return float64(after.Bytes-before.Bytes) * 8 / took.Seconds()
+	}
+	if got := bits(); got < 4e6 || got > 5.5e6 {
+		t.Errorf("%.0f bits a second, want 5,000,000", got)
+	}
+	fast := slow
+	fast.Rate = 20e6
+	client.Iface(0).SetShape(fast, slow)
+	if got := bits(); got < 16e6 || got > 22e6 {
+		t.Errorf("%.0f bits a second after the change, want 20,000,000", got)
+	}
+	fast.Loss = 1
+	client.Iface(0).SetShape(fast, slow)
+	_, far := mirror(t, server)
+	if n := answers(t, udp(t, client, ""), far, 5, 50*time.Millisecond); n > 0 {
+		t.Errorf("%d of 5 answered over a link that loses all", n)
+	}
+	fast.Loss = 0
+	client.Iface(0).SetShape(fast, slow)
+	if rtt := roundTrip(t, udp(t, client, ""), far); rtt > 2*time.Second {
+		t.Errorf("round trip = %v over a link that loses nothing again", rtt)
+	}
+}

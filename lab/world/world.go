@@ -96,7 +96,7 @@ func New(ctx context.Context, lab *netns.Lab, sys System, hub netns.Link) (*Worl
 	return w, err
 }
 
-// join makes a host a member of the mesh.
+// Join makes a host a member of the mesh.
 func (w *World) Join(ctx context.Context, h *netns.Host) (*fleet.Node, error) {
 	n := fleet.NewNode(h, w.System.bin, w.Lab.LogDir(), h.Name())
 	token, err := w.Hub.Token(ctx)
@@ -140,6 +140,26 @@ func (w *World) Connect(ctx context.Context, a, b *netns.Host) (*Pair, error) {
 		return nil, fmt.Errorf("%w\n%s", err, tails)
 	}
 	return p, nil
+}
+
+// Beside makes a host a member that talks to an end of a pair, too, and waits until
+// it hears from there. Rivals cannot.
+func (w *World) Beside(ctx context.Context, h *netns.Host, p *Pair, end int) (*Pair, error) {
+	if !w.System.Built() {
+		return nil, fmt.Errorf("connect a third host: %w", errors.ErrUnsupported)
+	}
+	n, err := w.Join(ctx, h)
+	if err == nil {
+		err = n.Start(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	q := &Pair{Hosts: [2]*netns.Host{h, p.Hosts[end]}, Nodes: [2]*fleet.Node{n, p.Nodes[end]}}
+	if err = q.Ready(ctx); err == nil {
+		_, err = q.First(ctx) // the other end answers already
+	}
+	return q, err
 }
 
 // Tunnel is Connect without waiting for an answer.
