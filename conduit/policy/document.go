@@ -28,7 +28,7 @@ const (
 // Limits of a document.
 const (
 	MaxBytes     = 1 << 20
-	MaxRules     = 4096
+	MaxRules     = 10_000
 	MaxSelectors = 256
 	MaxTests     = 4096
 	MaxRoles     = 256
