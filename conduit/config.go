@@ -55,6 +55,14 @@ type Config struct {
 	Uplinks []UplinkRule
 	// Bonding says how the paths over several uplinks are used.
 	Bonding Bonding
+	// Lanes are rules for what the node sends, ahead of the defaults; at most
+	// MaxLaneRules.
+	Lanes []LaneRule
+	// Pacing says how fast the paths are filled.
+	Pacing Pacing
+	// NoDSCP leaves the outer packets without a code point, for networks that treat
+	// marked traffic worse.
+	NoDSCP bool
 	// StateFile is where the node keeps what it must know to start without its hub:
 	// peers, their last good addresses, the policy. Empty means nowhere.
 	StateFile string
@@ -86,6 +94,9 @@ type UplinkRule struct {
 	// Budget is the bytes that may be sent and received in a day (UTC); an interface
 	// that has spent it serves only where no other does. 0 means no limit.
 	Budget uint64
+	// Rate bounds all that is sent over the interface, in bits per second on the wire.
+	// 0 means no bound but Pacing's.
+	Rate uint64
 }
 
 // Bonding modes, by lane. Empty means the default.
@@ -107,6 +118,10 @@ func (c *Config) Clone() *Config {
 	o.STUNServers = slices.Clone(c.STUNServers)
 	o.MeshPrefixes = slices.Clone(c.MeshPrefixes)
 	o.Uplinks = slices.Clone(c.Uplinks)
+	o.Lanes = slices.Clone(c.Lanes)
+	for i := range o.Lanes {
+		o.Lanes[i].DSCP = slices.Clone(o.Lanes[i].DSCP)
+	}
 	return &o
 }
 
@@ -140,6 +155,19 @@ func (c *Config) check() error {
 	}
 	if _, err := c.modes(); err != nil {
 		return bad("%v", err)
+	}
+	if _, err := laneRules(c.Lanes); err != nil {
+		return bad("%v", err)
+	}
+	if err := c.Pacing.Check(); err != nil {
+		return bad("%v", err)
+	}
+	for _, u := range c.Uplinks {
+		if u.Rate != 0 {
+			if err := checkRate(float64(u.Rate)); err != nil {
+				return bad("uplink %q: %v", u.Name, err)
+			}
+		}
 	}
 	return nil
 }

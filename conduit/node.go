@@ -16,6 +16,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/classify"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/engine"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/ice"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/registry"
@@ -181,8 +182,13 @@ func (n *Node) assemble(exclude []netip.Prefix, port int) error {
 		}
 		ask = func(a netip.Addr) { n.engine.Ask(a) }
 	}
+	lanes, err := laneRules(n.cfg.Lanes)
+	if err != nil {
+		return err
+	}
 	n.plane = dataplane.New(dataplane.Config{
-		Device: n.cfg.Device, Policy: n.policy, Local: local, Logger: n.log,
+		Classify: classify.Config{Rules: lanes},
+		Device:   n.cfg.Device, Policy: n.policy, Local: local, Logger: n.log,
 		STUN: func(bind int, b []byte, from netip.AddrPort) { n.mux.Handle(bind, b, from) },
 		Ask:  ask, Mesh: n.cfg.MeshPrefixes,
 		Want:      func(p *dataplane.Peer) { n.engine.Want(p) },

@@ -419,6 +419,9 @@ func TestConfigRefused(t *testing.T) {
 		"short psk":      func(c *conduit.Config) { c.PSK = []byte{1} },
 		"port":           func(c *conduit.Config) { c.Port = 70000 },
 		"cipher":         func(c *conduit.Config) { c.Cipher = "rot13" },
+		"lane":           func(c *conduit.Config) { c.Lanes = []conduit.LaneRule{{Lane: "fast"}} },
+		"pacing":         func(c *conduit.Config) { c.Pacing.Strategy = "bbr" },
+		"uplink's rate":  func(c *conduit.Config) { c.Uplinks = []conduit.UplinkRule{{Name: "*", Rate: 1}} },
 	} {
 		c := good
 		spoil(&c)
@@ -438,6 +441,7 @@ func TestConfigClone(t *testing.T) {
 		Hub: m.Hub.Connector(m.Node(0).ID()), Device: dev, Port: 3, STUNServers: []string{"a:1"}, Rehandshake: time.Second,
 		MeshPrefixes: []netip.Prefix{netip.MustParsePrefix("10.66.0.0/16")}, IncludeLoopback: true, Logger: conduittest.Logger(t),
 		Uplinks: []conduit.UplinkRule{{Name: "wwan*"}}, Bonding: conduit.Bonding{Bulk: "balance"}, StateFile: "state", Relay: true,
+		Lanes: []conduit.LaneRule{{Lane: "critical", DSCP: []uint8{46}}}, Pacing: conduit.Pacing{Strategy: "none"}, NoDSCP: true,
 	}
 	got := reflect.ValueOf(*c.Clone())
 	for i := range got.NumField() {

@@ -75,7 +75,9 @@ type Config struct {
 	// Refused is told of datagrams that the system did not take, at most 100 a
 	// second: the link is down, or they are too large. May be nil.
 	Refused func(to Path, why transport.Refusal)
-	Logger  *slog.Logger
+	// Classify has the rules by which packets get their lanes.
+	Classify classify.Config
+	Logger   *slog.Logger
 }
 
 // Dataplane is the running packet path.
@@ -111,7 +113,7 @@ type Dataplane struct {
 // New assembles a packet path. Nothing runs before Start.
 func New(cfg Config) *Dataplane {
 	d := &Dataplane{
-		cfg: cfg, classify: classify.New(classify.Config{}), start: time.Now(),
+		cfg: cfg, classify: classify.New(cfg.Classify), start: time.Now(),
 		local: make(map[netip.Addr]struct{}), done: make(chan struct{}),
 	}
 	for _, a := range cfg.Local {

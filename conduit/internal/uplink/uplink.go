@@ -23,6 +23,9 @@ type Rule struct {
 	// Budget is how many bytes a day it may carry; 0 means no limit. It is not
 	// enforced here.
 	Budget uint64
+	// Rate bounds what is sent over it, in bits per second; 0 means no bound. It is not
+	// enforced here either.
+	Rate uint64
 }
 
 // Uplink is an interface that can carry the mesh.
