@@ -91,7 +91,7 @@ func (r *testRun) test(t *Test, ends [2]selectors) (out TestResult, err error) {
 	// Only rules that are about this kind of packet count.
 	guards, allow := r.m.newSet(), r.m.newSet()
 	for n, rule := range r.m.rules {
-		if !rule.body.matches(p, t.Port, true, t.Lane) {
+		if !rule.body.matches(p, t.Port, t.Lane) {
 			continue
 		}
 		if n < r.m.guards {

@@ -113,22 +113,11 @@ type body struct {
 	lanes uint8 // bit per lane
 }
 
-func (b *body) matches(p proto, port uint16, hasPort bool, lane Lane) bool {
-	if !b.matchesAnyPort(p, lane) {
-		return false
-	}
-	if len(b.ports) == 0 {
-		return true
-	}
-	if !hasPort {
-		return false
-	}
-	for _, r := range b.ports {
-		if port >= r.lo && port <= r.hi {
-			return true
-		}
-	}
-	return false
+// matches reports whether the rule is about a packet to port; the port counts only
+// where the protocol has any.
+func (b *body) matches(p proto, port uint16, lane Lane) bool {
+	return b.matchesAnyPort(p, lane) && (len(b.ports) == 0 ||
+		slices.ContainsFunc(b.ports, func(r portRange) bool { return port >= r.lo && port <= r.hi }))
 }
 
 func (b *body) matchesAnyPort(p proto, lane Lane) bool {

@@ -3,6 +3,8 @@
 package policy
 
 import (
+	"bytes"
+	"cmp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,12 +18,12 @@ import (
 // Before the first Apply everything is denied.
 type Engine struct {
 	flows flowTable
-
 	frags fragTable
 	alarm atomic.Pointer[func(Alarm)]
 
 	mu    sync.Mutex // guards the rest
 	own   *meters    // what this node may send; nil where nothing limits it
+	doc   *Document  // nil before the first Apply
 	self  Subject
 	plan  *plan // nil before the first Apply
 	nodes map[identity.PeerID]Subject
@@ -79,8 +81,26 @@ func (e *Engine) Apply(doc *Document, peers []Subject) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.doc = doc
 	e.planLocked(b)
 	e.peersLocked(peers, true)
+}
+
+// InForce returns the document of the last Apply, nil before, and the nodes as the
+// rules know them now, in the order of their names. The caller must not change
+// what it gets.
+func (e *Engine) InForce() (doc *Document, self Subject, peers []Subject) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.nodes {
+		if s.ID != e.self.ID {
+			peers = append(peers, s)
+		}
+	}
+	slices.SortFunc(peers, func(a, b Subject) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), bytes.Compare(a.ID[:], b.ID[:]))
+	})
+	return e.doc, e.self, peers
 }
 
 // SetPeers changes who is in the mesh. Only peers that are new or whose name or

@@ -53,7 +53,7 @@ func (b *book) explain(src, dst Subject, proto string, port uint16, lane Lane) D
 	hit := func(rules []bookRule) (string, bool) {
 		for i := range rules {
 			c := &rules[i]
-			if c.src.matches(&src) && c.dst.matches(&dst) && c.body.matches(p, port, true, lane) {
+			if c.src.matches(&src) && c.dst.matches(&dst) && c.body.matches(p, port, lane) {
 				return c.name, true
 			}
 		}

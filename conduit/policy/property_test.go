@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
@@ -390,57 +388,4 @@ func TestRunTestsAgainstNaive(t *testing.T) {
 			}
 		}
 	}
-}
-
-// Each policy allows tcp and udp under a rule of its own, or neither. A packet
-// that saw a mix would be allowed by a rule that its policy has not.
-func TestConcurrentSwap(t *testing.T) {
-	two := subject(2, "two")
-	docs := []*Document{{Version: 1}, {Version: 1}}
-	for n, id := range []string{"even", "odd"} {
-		port := []string{"22", "23"}[n]
-		docs[n].Allow = []Rule{{ID: id, Src: []string{"*"}, Dst: []string{"tag:two"}, Proto: "tcp", Ports: []string{port}}}
-		// What the one allows the other guards.
-		docs[1-n].Guards = []Rule{{ID: "not-" + id, Src: []string{"*"}, Dst: []string{"*"}, Proto: "tcp", Ports: []string{port}}}
-	}
-	e := NewEngine(subject(1, "one"))
-	e.Apply(docs[0], []Subject{two})
-	p := e.Peer(two.ID)
-	names := func(rule int32) string {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		return e.names[max(rule, 0)]
-	}
-	var stop atomic.Bool
-	var wg sync.WaitGroup
-	for w := range 3 {
-		wg.Go(func() {
-			for n := int64(0); !stop.Load(); n++ {
-				for port, id := range map[uint16]string{22: "even", 23: "odd"} {
-					i := pkt(6, uint16(5000+w), port)
-					v := e.Outbound(p, i, Bulk, n)
-					got := names(v.Rule)
-					if v.Allow && got != id || !v.Allow && got != "guard:not-"+id && got != NoRule {
-						t.Errorf("port %d: %v by %q", port, v.Allow, got)
-					}
-					e.Inbound(p, reply(i), Bulk, n)
-				}
-				e.Counters()
-			}
-		})
-	}
-	for n := range 2000 {
-		switch n % 4 {
-		case 0, 2:
-			e.Apply(docs[n/2%2], []Subject{two})
-		case 1:
-			e.SetPeers([]Subject{two, subject(byte(3 + n%50))})
-			e.SetSelf(subject(1, "one", fmt.Sprintf("t%d", n)))
-		case 3:
-			e.SetPeers(nil)
-			e.Peer(subject(byte(n)).ID)
-		}
-	}
-	stop.Store(true)
-	wg.Wait()
 }

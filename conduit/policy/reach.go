@@ -226,7 +226,7 @@ func openLanes(rules []*body, p proto, port uint16) (lanes uint8) {
 			continue
 		}
 		for lane := range Lane(packet.NumLanes) {
-			if b.matches(p, port, true, lane) {
+			if b.matches(p, port, lane) {
 				lanes |= 1 << lane
 			}
 		}

@@ -68,13 +68,12 @@ func (t *portTable) window(port uint16) (lo, hi int) {
 
 func (t *portTable) at(port uint16) decision {
 	lo, hi := t.window(port)
-	for hi-lo > 1 {
-		mid := (lo + hi) / 2
-		if t.spans[mid].from <= port {
-			lo = mid
-		} else {
-			hi = mid
+	for n := hi - lo; n > 1; { // without a branch that could be guessed wrong
+		half := n / 2
+		if t.spans[lo+half].from <= port {
+			lo += half
 		}
+		n -= half
 	}
 	s := &t.spans[lo]
 	return decision{s.rule, s.allow}

@@ -76,12 +76,12 @@ func TestPortTable(t *testing.T) {
 		}
 		linear := func(kind proto, port uint16, lane Lane) (int32, bool) {
 			for _, g := range guards {
-				if g.body.matches(kind, port, true, lane) {
+				if g.body.matches(kind, port, lane) {
 					return g.num, false
 				}
 			}
 			for _, a := range allow {
-				if a.body.matches(kind, port, true, lane) {
+				if a.body.matches(kind, port, lane) {
 					return a.num, true
 				}
 			}
