@@ -172,27 +172,32 @@ func (s *Scheduler) shed(p *Pipe, c int, l *list, force bool, now int64) bool {
 	return false
 }
 
+// overdue is the number of packets from which on a queue gives even fragments whose
+// siblings have left: those that a limit cannot take yet come on top of it, but not
+// without end.
+func overdue(limit int) int { return 2*limit + 256 }
+
 // trim drops what is too much after a packet of class c came into p.
 func (s *Scheduler) trim(p *Pipe, c int, now int64) {
 	switch c {
 	case int(packet.Critical):
-		for s.nCrit > s.cfg.Critical && s.shedClass(s.fatPipe(&s.critical, p, c, s.cfg.Critical), c, s.nCrit > 2*s.cfg.Critical, now) {
+		for s.nCrit > s.cfg.Critical && s.shedClass(s.fatPipe(&s.critical, p, c, s.cfg.Critical), c, s.nCrit > overdue(s.cfg.Critical), now) {
 		}
 	case int(packet.Telemetry):
 		s.trimUplink(p, c, s.cfg.Telemetry, now)
 	case int(packet.Bulk):
-		for limit := p.maxBytes; p.wire(c) > limit && s.shedClass(p, c, p.wire(c) > 2*limit, now); {
+		for limit := p.maxBytes; p.wire(c) > limit && s.shedClass(p, c, p.wire(c)/2 > limit, now); {
 		}
 		s.trimUplink(p, c, s.cfg.Bulk, now)
 	case demoted:
-		for p.n[c] > maxDemoted && s.shedClass(p, c, p.n[c] > 2*maxDemoted, now) {
+		for p.n[c] > maxDemoted && s.shedClass(p, c, p.n[c] > overdue(maxDemoted), now) {
 		}
 	}
 }
 
 func (s *Scheduler) trimUplink(p *Pipe, c, limit int, now int64) {
 	u := p.u
-	for u.n[c] > limit && s.shedClass(s.fatPipe(&u.waiting, p, c, limit), c, u.n[c] > 2*limit, now) {
+	for u.n[c] > limit && s.shedClass(s.fatPipe(&u.waiting, p, c, limit), c, u.n[c] > overdue(limit), now) {
 	}
 }
 
