@@ -5,6 +5,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"net"
 	"net/netip"
 	"sync"
@@ -27,8 +28,10 @@ const (
 	// So many runs refused as invalid, without one taken in between, are not the
 	// fault of single paths any more.
 	maxInvalid = 16
-	// UDP_SEGMENT's control message, and room for UDP_GRO's.
+	// UDP_SEGMENT's control message.
 	ctlLen = 24
+	// Room for those of UDP_GRO and SO_TIMESTAMPNS.
+	recvCtlLen = 64
 )
 
 // mmsghdr is struct mmsghdr. The compiler pads it as C does, by the alignment of
@@ -47,6 +50,7 @@ type linuxBind struct {
 	dev  string // bound to; empty: none
 	v6   bool
 	gro  bool
+	time bool // datagrams come with their time
 
 	gso  atomic.Bool
 	wait atomic.Int64 // how long a full buffer may make no room, in ns
@@ -55,13 +59,15 @@ type linuxBind struct {
 
 	mu   sync.Mutex // guards send
 	send sendState
+
+	outq backlog
 }
 
 type recvState struct {
 	msgs  [recvBatch]mmsghdr
 	iovs  [recvBatch]unix.Iovec
 	names [recvBatch]unix.RawSockaddrInet6
-	ctl   [recvBatch][64]byte
+	ctl   [recvBatch][recvCtlLen]byte
 	n     int
 	errno syscall.Errno
 	max   int
@@ -116,8 +122,11 @@ func newBind(conn *net.UDPConn, cfg Config) (Bind, error) {
 			_, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 			b.gso.Store(err == nil)
 		}
+		b.time = !cfg.NoTime && stamp(int(fd))
+		b.send.lanes(int(fd), &cfg)
 	})
 	b.SetSendWait(0)
+	b.outq.fn = b.outq.ioctl
 	b.recv.fn = b.recvmmsg
 	b.send.fn = b.sendmmsg
 	b.send.oneFn = b.sendOne
@@ -182,7 +191,7 @@ func (b *linuxBind) Receive(_ int, msgs []Message) (int, error) {
 		h.Namelen = unix.SizeofSockaddrInet6
 		h.Iov = &r.iovs[i]
 		h.SetIovlen(1)
-		if b.gro {
+		if b.gro || b.time {
 			h.Control = &r.ctl[i][0]
 			h.SetControllen(len(r.ctl[i]))
 		}
@@ -196,10 +205,10 @@ func (b *linuxBind) Receive(_ int, msgs []Message) (int, error) {
 			for i := range r.n {
 				m := &msgs[i]
 				m.N = int(r.msgs[i].n)
-				m.Segment = 0
+				m.Segment, m.Time = 0, 0
 				m.Addr = addrPort(&r.names[i])
-				if b.gro {
-					m.Segment = segmentSize(&r.msgs[i].hdr, r.ctl[i][:])
+				if b.gro || b.time {
+					m.Segment, m.Time = readControl(&r.msgs[i].hdr, r.ctl[i][:])
 				}
 			}
 			return r.n, nil
@@ -218,21 +227,35 @@ func (b *linuxBind) recvmmsg(fd uintptr) bool {
 	return e != unix.EAGAIN
 }
 
-// segmentSize reads UDP_GRO's control message.
-func segmentSize(h *unix.Msghdr, ctl []byte) int {
+// stamp has the kernel give each datagram the time of its arrival.
+func stamp(fd int) bool {
+	// The newer option has seconds of 64 bits everywhere.
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS_NEW, 1) == nil {
+		return true
+	}
+	return bits.UintSize == 64 && unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1) == nil
+}
+
+// readControl reads the control messages of UDP_GRO and SO_TIMESTAMPNS.
+func readControl(h *unix.Msghdr, ctl []byte) (segment int, at int64) {
 	n := int(h.Controllen)
 	for off := 0; off+unix.SizeofCmsghdr <= n; {
 		c := (*unix.Cmsghdr)(unsafe.Pointer(&ctl[off]))
 		l := int(c.Len)
 		if l < unix.SizeofCmsghdr || off+l > n {
-			return 0
+			break
 		}
-		if c.Level == unix.IPPROTO_UDP && c.Type == unix.UDP_GRO && l >= unix.CmsgLen(4) {
-			return int(*(*int32)(unsafe.Pointer(&ctl[off+unix.CmsgLen(0)])))
+		data := off + unix.CmsgLen(0)
+		switch {
+		case c.Level == unix.IPPROTO_UDP && c.Type == unix.UDP_GRO && l >= unix.CmsgLen(4):
+			segment = int(*(*int32)(unsafe.Pointer(&ctl[data])))
+		case c.Level == unix.SOL_SOCKET && (c.Type == unix.SO_TIMESTAMPNS_NEW || c.Type == unix.SO_TIMESTAMPNS) && l >= unix.CmsgLen(16):
+			ts := (*[2]int64)(unsafe.Pointer(&ctl[data]))
+			at = ts[0]*1e9 + ts[1]
 		}
 		off += unix.CmsgSpace(l - unix.CmsgLen(0))
 	}
-	return 0
+	return segment, at
 }
 
 func addrPort(sa *unix.RawSockaddrInet6) netip.AddrPort {

@@ -27,6 +27,8 @@ type sendState struct {
 	errno syscall.Errno
 	park  bool // fn may wait until the socket is writable
 	stop  int  // after ErrFull: the first message of the call that was not tried
+	lane  int  // of the call
+	marked
 	// invalid counts refused runs since the last one that was taken.
 	invalid int
 	fn      func(fd uintptr) bool
@@ -51,9 +53,10 @@ func (b *linuxBind) SetSendWait(d time.Duration) {
 }
 
 // Send implements Bind.
-func (b *linuxBind) Send(_ int, msgs []Message) (sent int, err error) {
+func (b *linuxBind) Send(lane int, msgs []Message) (sent int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.send.lane = min(max(lane, 0), numLanes-1)
 	b.send.refused = nil
 	for off := 0; off < len(msgs); {
 		n := b.plan(msgs[off:])
@@ -105,7 +108,7 @@ func (b *linuxBind) plan(msgs []Message) (n int) {
 			iov++
 			n++
 			if !gso || last || n == len(msgs) || iov == sendBatch || n-first == maxSegments ||
-				msgs[n].Addr != msgs[first].Addr || len(msgs[n].Buf) > size || len(msgs[n].Buf) == 0 || total+len(msgs[n].Buf) > maxRun {
+				msgs[first].Alone || msgs[n].Alone || msgs[n].Addr != msgs[first].Addr || len(msgs[n].Buf) > size || len(msgs[n].Buf) == 0 || total+len(msgs[n].Buf) > maxRun {
 				break
 			}
 		}
@@ -243,6 +246,9 @@ func (b *linuxBind) sendOne(fd uintptr) bool {
 		switch s.oneErrno {
 		case unix.EINTR, unix.ECONNREFUSED:
 		case unix.EAGAIN:
+			if s.raise(fd) {
+				continue
+			}
 			return !s.park
 		default:
 			return true
@@ -252,6 +258,7 @@ func (b *linuxBind) sendOne(fd uintptr) bool {
 
 func (b *linuxBind) sendmmsg(fd uintptr) bool {
 	s := &b.send
+	s.mark(fd, s.lane)
 	s.errno = 0
 	for s.done < s.used {
 		n, _, e := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[s.done])), uintptr(s.used-s.done), unix.MSG_DONTWAIT, 0, 0)
@@ -260,6 +267,9 @@ func (b *linuxBind) sendmmsg(fd uintptr) bool {
 			s.done += int(n)
 		case unix.EINTR, unix.ECONNREFUSED: // the latter is about an earlier send
 		case unix.EAGAIN:
+			if s.raise(fd) {
+				continue
+			}
 			s.errno = e
 			return !s.park
 		default:

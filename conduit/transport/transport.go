@@ -52,7 +52,7 @@ type Bind interface {
 	// RecvBufSize is the least length of a Buf given to Receive.
 	RecvBufSize() int
 	// Send transmits msgs in order in the given lane (0 Critical, 1 Telemetry,
-	// 2 Bulk). It returns how many were handed to the kernel; a message that the
+	// 2 Bulk), with its mark where Config.DSCP asks for it. It returns how many were handed to the kernel; a message that the
 	// kernel refuses (no route, too large) is skipped, counted as not sent and
 	// reported in err, a *SendError, after the rest was tried. It keeps no
 	// reference. Neighbours of equal size to one address may leave as one
@@ -70,6 +70,16 @@ type Waiter interface {
 	// from the next Send on. A caller with a queue of its own, whose oldest packets
 	// are worth least, does not wait.
 	SetSendWait(d time.Duration)
+}
+
+// Backlog is what a Bind has that can tell how much waits in its system.
+type Backlog interface {
+	// Queued returns what Send gave the system and the network device has not taken
+	// yet, in bytes of kernel memory: each datagram counts with its buffer, which is
+	// some 1.6 times a full packet. It waits in the qdisc or the driver of this host,
+	// so it says how full the own interface is, not the links beyond. 0 also where
+	// the port is closed. It does not wait for a Send that does.
+	Queued() (bytes int)
 }
 
 // DefaultSendWait is how long Send waits for a full socket to make room.
