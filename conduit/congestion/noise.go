@@ -14,7 +14,8 @@ const noiseMax = 0.03 // s
 type noise struct {
 	s float64 // s: S
 
-	// Windows of up to a second without load.
+	// Windows of three seconds without load.
+	windows     int
 	windowAt    time.Duration
 	samples     int
 	reports     int
@@ -41,8 +42,9 @@ func (n *noise) age(dt float64) {
 	n.events *= math.Exp(-dt / 1.5)
 }
 
-// idle learns from a report of a path without load. A single odd packet in a
-// second says nothing of the path: the second largest peak counts.
+// idle learns from a report of a path without load. Later on one odd packet in
+// some seconds says nothing of the path: the host was busy. At first there is
+// nothing else to go by.
 func (n *noise) idle(now time.Duration, samples int, qlo, qmax float64) {
 	if n.samples == 0 {
 		n.windowAt, n.least, n.most, n.most2, n.reports = now, qlo, 0, 0, 0
@@ -55,11 +57,16 @@ func (n *noise) idle(now time.Duration, samples int, qlo, qmax float64) {
 	} else {
 		n.most2 = max(n.most2, qmax)
 	}
-	if n.least < 0.002 && n.samples >= 8 && n.reports >= 2 {
-		n.s = max(n.s, min(n.most2, noiseMax))
+	if n.least < 0.002 && n.samples >= 8 {
+		peak := n.most
+		if n.windows > 0 {
+			peak = n.most2
+		}
+		n.s = max(n.s, min(peak, noiseMax))
 	}
-	if now-n.windowAt > time.Second {
+	if now-n.windowAt > 3*time.Second {
 		n.samples = 0
+		n.windows++
 	}
 }
 
@@ -67,9 +74,14 @@ func (n *noise) idle(now time.Duration, samples int, qlo, qmax float64) {
 // one report and neither before nor after is no queue. It takes three of them.
 func (n *noise) loaded(qlo, packetTime float64) {
 	if n.lows[1] < 0.001 && qlo < 0.001 && n.peak > 0.003+3*packetTime {
-		if n.events++; n.events > 2.5 {
-			n.s = max(n.s, min(n.peak, noiseMax))
-		}
+		n.event(n.peak)
+	}
+}
+
+// event counts a delay that was no queue. The third of some two seconds counts.
+func (n *noise) event(peak float64) {
+	if n.events++; n.events > 2.5 {
+		n.s = max(n.s, min(peak, noiseMax))
 	}
 }
 

@@ -23,6 +23,7 @@ type heard struct {
 	idle   bool          // there was none for some time
 	noisy  bool
 	hard   bool
+	jump   bool // a delay that was not there one report ago and is not there for all packets
 	q      float64       // standing queue, s
 	thr    float64       // the most that it may be
 	d      float64       // feedback delay, s
@@ -105,6 +106,7 @@ func (c *DelayRate) hear(now time.Duration, r *Report) heard {
 		c.noise.loaded(c.qlo, c.packetTime())
 	}
 	lastQ := c.noise.q50
+	h.jump = lastQ < 0.001 && c.qlo < 0.001 && !c.train.out() && now-c.train.result > duration(h.d)
 	c.noise.remember(now, c.q50, c.qlo, c.qmax)
 
 	h.noisy = c.noisy()
@@ -215,6 +217,9 @@ func (c *DelayRate) decrease(h *heard) {
 			c.startDrain(h.now)
 		}
 		return
+	}
+	if h.jump && !c.startup {
+		c.noise.event(c.qmax)
 	}
 	share := h.dl
 	if !h.hard {
