@@ -27,6 +27,8 @@ type Result struct {
 	// Dropped and Marked count the first robot's packets that the lanes dropped and
 	// marked (Bulk and Telemetry), over the whole run.
 	Dropped, Marked int
+	// DroppedFor is Dropped by reason, as the lanes name it.
+	DroppedFor map[string]int
 	// Faults counts inner packets that the lanes broke, and reports that nobody could
 	// read, over all robots. It is 0.
 	Faults int

@@ -48,7 +48,7 @@ type robot struct {
 
 	critical []Probe
 	demoted  int
-	dropped  [packet.NumLanes]int
+	dropped  map[string]int
 	marked   int
 	faults   int
 }
@@ -59,7 +59,7 @@ func newRobot(l *loop, cfg Robot, s *Scenario, k *link, bulk, urgent int) *robot
 		back: int64(s.RTT / 2), timer: int64(s.Timer),
 		strategy: cfg.Strategy(),
 		session:  1 + l.rng.Uint32N(math.MaxUint32), wake: never, takeAt: never,
-		clock0: l.rng.Int64N(1000 * second), receiver: new(report.Receiver),
+		clock0: l.rng.Int64N(1000 * second), receiver: new(report.Receiver), dropped: make(map[string]int),
 	}
 	r.lanes = lane.New(lane.Config{Now: func() int64 { return l.now }, OnDrop: r.drop})
 	r.pipe = r.lanes.AddUplink().AddPipe(r.strategy, overhead)
@@ -107,8 +107,10 @@ func (r *robot) enqueue(d *datagram) {
 	r.send()
 }
 
-func (r *robot) drop(b *packet.Buf, _ lane.Drop) {
-	r.dropped[b.Lane]++
+func (r *robot) drop(b *packet.Buf, why lane.Drop) {
+	if b.Lane != packet.Critical && !b.Demoted {
+		r.dropped[why.String()]++
+	}
 }
 
 // send lets leave what the lanes give, and sleeps until they give more.

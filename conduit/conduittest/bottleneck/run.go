@@ -3,9 +3,8 @@
 package bottleneck
 
 import (
+	"maps"
 	"time"
-
-	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 )
 
 // foreignPacket is the size of foreign packets, in bytes.
@@ -33,13 +32,18 @@ func Run(s Scenario) *Result {
 		l.every(0, func() int64 { return int64(s.Sample) }, func() { res.Series = append(res.Series, look(robots[0])) })
 	}
 	l.run(int64(s.Duration))
+	for _, r := range robots {
+		defer r.lanes.Close() // what waits in them is not dropped by them
+	}
 	for i, r := range robots {
 		res.Faults += r.faults
 		if i == 0 {
 			res.Critical, res.CriticalDemoted, res.Marked = r.critical, r.demoted, r.marked
-			res.Dropped = r.dropped[packet.Bulk] + r.dropped[packet.Telemetry]
+			res.DroppedFor = maps.Clone(r.dropped)
+			for _, n := range r.dropped {
+				res.Dropped += n
+			}
 		}
-		r.lanes.Close()
 	}
 	res.sum()
 	return res
