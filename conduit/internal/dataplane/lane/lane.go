@@ -221,7 +221,7 @@ func (s *Scheduler) Enqueue(bufs []*packet.Buf, pipes []*Pipe) {
 			continue
 		}
 		s.push(p, c, b)
-		urgent = urgent || !p.blocked
+		urgent = urgent || l == packet.Critical || !p.blocked
 		s.trim(p, c, now)
 	}
 	for i, p := range s.fresh {
