@@ -70,12 +70,13 @@ var exits = []exit{
 	{38, []error{hub.ErrRecoveryExhausted}, "run: the certificate has expired, and the hub recovers this node no more", "ask the hub's operator to allow it: bauxite-dispatch node approve NAME"},
 	{39, []error{hub.ErrCloneSuspected}, "run: the hub has locked this node, because its identity seems to have been copied", "make sure that no other machine uses this identity, then let the hub's operator unlock it: bauxite-dispatch node approve NAME"},
 	{33, []error{hub.ErrRecoveryRefused}, "the identity is unusable: keys, certificates, permissions", "ask the hub's operator whether the node was deleted, or join again with --force"},
-	{40, []error{errNoPath}, "connect: no path to the peer", "bauxite status shows the reason for each peer"},
-	{41, []error{local.ErrNoPeer, local.ErrAmbiguous}, "connect, paths: no such peer, or more than one", "list them: bauxite peers"},
+	{40, []error{errNoPath, local.ErrNoPath}, "connect, ping: no path to the peer", "bauxite status shows the reason for each peer"},
+	{41, []error{local.ErrNoPeer, local.ErrAmbiguous}, "connect, paths, ping: no such peer, or more than one", "list them: bauxite peers"},
 	{42, []error{errNetwork}, "netcheck: hub not reachable, no interface, or UDP blocked", "bauxite netcheck shows each interface; open UDP to the STUN servers and TCP to the hub"},
 	{50, []error{fips.ErrModule}, "this FIPS build does not run on the certified module in FIPS mode", fipsHint},
 	{2, []error{hub.ErrURL}, "the command line is wrong", "the hub URL looks like https://hub.example:8440"},
 	{2, []error{join.ErrProxy}, "the command line is wrong", "the proxy looks like http://proxy.example:3128; a password belongs into HTTPS_PROXY or config.toml"},
+	{2, []error{local.ErrRequest}, "the command line is wrong", "bauxite help"},
 	{130, []error{context.Canceled}, "interrupted", ""},
 }
 

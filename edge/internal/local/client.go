@@ -28,6 +28,8 @@ var (
 	ErrDenied = errors.New("not allowed to talk to bauxite run")
 	// ErrNoPath tells that a peer that is to be pinged cannot be reached.
 	ErrNoPath = errors.New("no path")
+	// ErrRequest tells that the daemon does not take what was asked for.
+	ErrRequest = errors.New("bad request")
 )
 
 // Client talks to the daemon of one home.
@@ -129,6 +131,8 @@ func (c *Client) explain(err error) error {
 			return &remoteError{ErrNoPeer, ce.Message()}
 		case connect.CodeFailedPrecondition:
 			return &remoteError{ErrAmbiguous, ce.Message()}
+		case connect.CodeInvalidArgument:
+			return &remoteError{ErrRequest, ce.Message()}
 		case connect.CodeUnavailable:
 			if strings.HasPrefix(ce.Message(), ErrNoPath.Error()) {
 				return &remoteError{ErrNoPath, ce.Message()}
