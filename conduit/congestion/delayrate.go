@@ -76,7 +76,7 @@ type DelayRate struct {
 	backlog  float64       // share of the time between the last two reports in which Bulk waited
 	used     bool          // the rate was what held the traffic back
 	waitFrom time.Duration // since when Bulk waits without a break
-	lastWait time.Duration // when it last did so for 2 ms
+	lastWait time.Duration // when it last did so for 2 ms, or was more than a trickle
 	seen     uint64        // of Bulk and Telemetry, at the anchor
 	seenTele uint64
 	lastLoad time.Duration
@@ -211,7 +211,7 @@ func (c *DelayRate) watch(now time.Duration, waiting int) {
 	if !stayed || waiting == 0 {
 		c.waitFrom = now
 	}
-	if now-c.waitFrom >= 2*time.Millisecond {
+	if now-c.waitFrom >= 2*time.Millisecond || float64(waiting) > 2*c.packet {
 		if c.lastWait != never && now-c.lastWait >= untested && !c.startup {
 			// For 3 s nothing tested the rate: it is a memory by now.
 			c.restart(now, c.delivery(0, 40*time.Millisecond, true))

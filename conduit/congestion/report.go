@@ -23,7 +23,7 @@ type heard struct {
 	idle   bool          // there was none for some time
 	noisy  bool
 	hard   bool
-	jump   bool // a delay that was not there one report ago and is not there for all packets
+	jump   bool          // a delay that was not there one report ago and is not there for all packets
 	q      float64       // standing queue, s
 	thr    float64       // the most that it may be
 	d      float64       // feedback delay, s
@@ -153,6 +153,9 @@ func (c *DelayRate) respond(h *heard) {
 		}
 	}
 	if c.drain {
+		if c.startup && h.res > 0 {
+			c.setRate(max(c.rate, min(4*c.rate, 0.85*h.res)))
+		}
 		return
 	}
 	c.checkDrain(h)
@@ -228,14 +231,20 @@ func (c *DelayRate) decrease(h *heard) {
 			share = max(share, c.delivery(i, h.window, true))
 		}
 	}
-	if c.startup && c.train.count > 0 && c.train.rate < veryFast {
-		share = max(share, 0.85*c.train.rate) // the window may span idle time
+	searching := false
+	if c.startup {
+		// The window may span idle time.
+		if c.train.count == 0 && !h.noisy {
+			share, searching = max(share, c.delivery(0, 8*time.Millisecond, true)), true
+		} else if c.train.rate < veryFast {
+			share = max(share, 0.85*c.train.rate)
+		}
 	}
 	if c.open.on {
 		c.open.shut(h.now)
 		c.rate = MaxRate
 	}
-	c.startup = false
+	c.startup = searching
 	c.setCapacity(share)
 	factor := cut
 	if h.noisy {
