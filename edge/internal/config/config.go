@@ -46,9 +46,11 @@ type Config struct {
 	Node      Node      `toml:"node" comment:"What the hub says of this node. The certificate says the same, and counts."`
 	PSK       PSK       `toml:"psk" comment:"The secret that all nodes of the mesh share."`
 	Tun       Tun       `toml:"tun" comment:"name = \"bauxite0\"; \"none\" for no interface\nmtu = 1350"`
-	Transport Transport `toml:"transport" comment:"port = 0, which means any; the same on every interface\ncipher = \"chacha20poly1305\"; \"auto\" for AES where both ends are fast at it;\n  \"aes256gcm\" for AES with every peer\nstun_servers = [...], \"host:port\" each; the hub's and then a public one\nrelay = false; true lets peers that cannot reach each other send through here"`
-	Bonding   Bonding   `toml:"bonding" comment:"How each lane uses several interfaces: \"duplicate\" sends on all at once,\n\"redundant-adaptive\" does so while the best one loses, \"balance\" spreads the flows,\n\"active-backup\" uses the best one alone.\ncritical = \"duplicate\"\ntelemetry = \"redundant-adaptive\"\nbulk = \"balance\"\n\nRules about interfaces; the first whose name matches counts:\n[[uplink]]\nname = \"wwan*\"\nmetered = true     # no Telemetry and Bulk while another interface reaches the peer\nbudget = \"500MB\"   # a day; when it is spent, only where nothing else is left\nignore = false     # true: never use it"`
+	Transport Transport `toml:"transport" comment:"port = 0, which means any; the same on every interface\ncipher = \"chacha20poly1305\"; \"auto\" for AES where both ends are fast at it;\n  \"aes256gcm\" for AES with every peer\nstun_servers = [...], \"host:port\" each; the hub's and then a public one\nrelay = false; true lets peers that cannot reach each other send through here\ndscp = true; false sends packets without a mark for routers and Wi-Fi"`
+	Bonding   Bonding   `toml:"bonding" comment:"How each lane uses several interfaces: \"duplicate\" sends on all at once,\n\"redundant-adaptive\" does so while the best one loses, \"balance\" spreads the flows,\n\"active-backup\" uses the best one alone.\ncritical = \"duplicate\"\ntelemetry = \"redundant-adaptive\"\nbulk = \"balance\"\n\nRules about interfaces; the first whose name matches counts:\n[[uplink]]\nname = \"wwan*\"\nmetered = true     # no Telemetry and Bulk while another interface reaches the peer\nbudget = \"500MB\"   # a day; when it is spent, only where nothing else is left\nrate = \"20Mbit\"    # send no more than this\nignore = false     # true: never use it"`
 	Uplinks   []Uplink  `toml:"uplink,omitempty"`
+	Pacing    Pacing    `toml:"pacing" comment:"How fast each path is filled, so that what is urgent need not wait in a modem's queue:\nstrategy = \"delay-rate\" measures it, \"fixed\" sends at rate, \"none\" at once.\nrate = \"20Mbit\"        # of \"fixed\"\nfloor = 0.3            # share of the rate that is kept beside traffic which fills the queue\ncritical_share = 0.4   # how much of the rate Critical may take\n\nRules for the lane of what is sent; the first that matches counts. Then ICMP and packets\nunder 100 bytes are critical, port 5006 is telemetry, and the rest is bulk:\n[[lane]]\nlane = \"critical\"\nproto = \"udp\"          # or \"tcp\", \"icmp\", a number\nport = \"7400-7499\"     # of either side, or src_port, dst_port\ndscp = [\"ef\", 40]      # marks that the sender made\nbelow = 300            # bytes"`
+	Lanes     []Lane    `toml:"lane,omitempty"`
 	Log       Log       `toml:"log" comment:"format = \"console\" on a terminal, else \"json\"\nlevel = \"info\", or \"debug\", \"warn\", \"error\""`
 }
 
@@ -101,6 +103,8 @@ type Transport struct {
 	// Relay lets peers that cannot reach each other send through this node, which
 	// cannot read what it carries.
 	Relay bool `toml:"relay,omitempty"`
+	// DSCP marks the outer packets by lane; nil means true.
+	DSCP *bool `toml:"dscp,omitempty"`
 }
 
 // Log describes what `bauxite run` writes to stderr.
@@ -213,8 +217,10 @@ func (c *Config) Validate() error {
 	if f := c.PSK.File; f != "" && (len(f) > 4096 || strings.ContainsRune(f, 0)) {
 		return bad("psk.file", "is no file name")
 	}
-	if err := c.checkUplinks(); err != nil {
-		return err
+	for _, check := range []func() error{c.checkUplinks, c.checkLanes, c.checkPacing} {
+		if err := check(); err != nil {
+			return err
+		}
 	}
 	for _, o := range []struct {
 		key, have string

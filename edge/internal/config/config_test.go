@@ -42,9 +42,15 @@ func TestRoundTrip(t *testing.T) {
 		c := sample()
 		c.Node.VirtualIP6 = netip.Addr{}
 		c.Tun = Tun{Name: "bx1", MTU: 1400}
-		c.Transport = Transport{Port: 7, STUNServers: []string{"s:1"}, Cipher: "aes256gcm", Relay: true}
+		c.Transport = Transport{Port: 7, STUNServers: []string{"s:1"}, Cipher: "aes256gcm", Relay: true, DSCP: new(false)}
 		c.Bonding = Bonding{Critical: "duplicate", Telemetry: "redundant-adaptive", Bulk: "active-backup"}
-		c.Uplinks = []Uplink{{Name: "wwan*", Metered: true, Budget: "1B"}, {Name: "eth1", Ignore: true}}
+		c.Uplinks = []Uplink{{Name: "wwan*", Metered: true, Budget: "1B", Rate: "64kbit"}, {Name: "eth1", Ignore: true}}
+		c.Pacing = Pacing{Strategy: "fixed", Rate: "1Gbit", Floor: new(0.0), CriticalShare: new(1.0)}
+		c.Lanes = []Lane{
+			{Lane: "critical", Proto: "udp", Port: int64(7), SrcPort: "8-9", DstPort: "10", DSCP: []any{"ef", int64(40)}, Below: 300},
+			{Lane: "telemetry", DSCP: "cs1"},
+			{Lane: "bulk"},
+		}
 		c.Log = Log{Format: "json", Level: "warn"}
 		c.PSK.File = "other"
 		c.Hub.Proxy = "http://proxy.example:3128"
@@ -94,7 +100,7 @@ func TestErrors(t *testing.T) {
 		{"Port", "[transport]", "[transport]\nport = 70000", "transport.port"},
 		{"STUN", "[transport]", "[transport]\nstun_servers = ['x']", "transport.stun_servers"},
 		{"Cipher", "[transport]", "[transport]\ncipher = 'rot13'", "is not one of auto,"},
-		{"CipherNear", "[transport]", "[transport]\n\ncipher = 'aes256'", "line 31: transport.cipher: \"aes256\" is not one of auto, chacha20poly1305, aes256gcm; did you mean aes256gcm?"},
+		{"CipherNear", "[transport]", "[transport]\n\ncipher = 'aes256'", "line 32: transport.cipher: \"aes256\" is not one of auto, chacha20poly1305, aes256gcm; did you mean aes256gcm?"},
 		{"Epoch", "epoch = 1", "epoch = 300", "line "},
 		{"Large", "[tun]", strings.Repeat("#", MaxSize), "at most"},
 	} {
@@ -125,6 +131,8 @@ func FuzzConfig(f *testing.F) {
 	f.Add([]byte(text(f, sample())))
 	f.Add([]byte(withUplinks(f, uplinks)))
 	f.Add([]byte(withUplinks(f, "[[uplink]]\nname='a'\nbudget='1.5GB'\n[[uplink]]\n")))
+	f.Add([]byte(withPart(f, lanes)))
+	f.Add([]byte(withPart(f, "lane = [{lane='bulk', port=7, dscp=[1,'ef']}]\npacing = {floor=0.5}\n")))
 	f.Add([]byte(withUplinks(f, "uplink = [{name='a*', budget='1KiB'}]\nbonding = {bulk='balance'}\n")))
 	f.Add([]byte("[hub]\nurl='https://a'\n[hub]\n"))
 	f.Add([]byte("node.virtual_ip = '::ffff:1.2.3.4'"))

@@ -18,8 +18,10 @@ type valueError struct {
 
 func (e *valueError) Error() string {
 	key := e.key
-	if rest, ok := strings.CutPrefix(key, "uplink."); ok {
-		key = fmt.Sprintf("uplink %d: %s", e.index+1, rest)
+	for _, table := range []string{"uplink", "lane"} {
+		if rest, ok := strings.CutPrefix(key, table+"."); ok {
+			key = fmt.Sprintf("%s %d: %s", table, e.index+1, rest)
+		}
 	}
 	return fmt.Sprintf("%v: %s: %v", ErrConfig, key, e.err)
 }

@@ -31,6 +31,8 @@ type Uplink struct {
 	// spent it serves only where no other does: as ParseBytes reads it. Empty means no
 	// limit.
 	Budget string `toml:"budget,omitempty"`
+	// Rate bounds what is sent over it, as ParseRate reads it. Empty means no bound.
+	Rate string `toml:"rate,omitempty"`
 }
 
 // Bonding says how each lane uses the paths over several interfaces: one of Modes.
@@ -126,8 +128,13 @@ func (c *Config) checkUplinks() error {
 				return bad("budget", err)
 			}
 		}
-		if u.Ignore && (u.Metered || u.Budget != "") {
-			return bad("ignore", errors.New("leaves nothing to meter: remove it, or metered and budget"))
+		if u.Rate != "" {
+			if _, err := ParseRate(u.Rate); err != nil {
+				return bad("rate", err)
+			}
+		}
+		if u.Ignore && (u.Metered || u.Budget != "" || u.Rate != "") {
+			return bad("ignore", errors.New("leaves nothing to meter: remove it, or metered, budget and rate"))
 		}
 	}
 	return nil
@@ -138,7 +145,11 @@ func (c *Config) UplinkRules() []conduit.UplinkRule {
 	out := make([]conduit.UplinkRule, 0, len(c.Uplinks))
 	for _, u := range c.Uplinks {
 		budget, _ := ParseBytes(u.Budget) // was checked; 0 where there is none
-		out = append(out, conduit.UplinkRule{Name: u.Name, Ignore: u.Ignore, Metered: u.Metered, Budget: budget})
+		var rate uint64
+		if u.Rate != "" {
+			rate, _ = ParseRate(u.Rate)
+		}
+		out = append(out, conduit.UplinkRule{Name: u.Name, Ignore: u.Ignore, Metered: u.Metered, Budget: budget, Rate: rate})
 	}
 	return out
 }
