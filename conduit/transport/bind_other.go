@@ -36,7 +36,7 @@ func (p *portable) Receive(_ int, msgs []Message) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	msgs[0].N, msgs[0].Segment = n, 0
+	msgs[0].N, msgs[0].Segment, msgs[0].Time = n, 0, 0
 	msgs[0].Addr = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	return 1, nil
 }

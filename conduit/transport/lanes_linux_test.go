@@ -128,7 +128,7 @@ func getOpt(t *testing.T, b Bind, opt int) (v int) {
 
 // Each datagram, and each run as a whole, has the time of its arrival.
 func TestTime(t *testing.T) {
-	for _, cfg := range []Config{{}, {NoGRO: true}, {NoGSO: true}, {NoTime: true}} {
+	for _, cfg := range []Config{{}, {NoGRO: true}, {NoGSO: true}, {NoTime: true}, {NoTime: true, NoGRO: true}} {
 		a, b := open(t, Config{NoGSO: cfg.NoGSO}), open(t, cfg)
 		msgs := room(b)
 		var last int64

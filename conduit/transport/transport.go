@@ -45,7 +45,7 @@ type Bind interface {
 	// BatchSize returns the most messages that one call moves; at least 1.
 	BatchSize() int
 	// Receive blocks until a datagram is there, then takes what is there without
-	// waiting for more. It sets N, Segment and Addr. Each Buf must have room for
+	// waiting for more. It sets N, Segment, Addr and Time. Each Buf must have room for
 	// 64 KiB where the bind coalesces; RecvBufSize says what it needs. After Close
 	// it returns an error that Is net.ErrClosed.
 	Receive(socket int, msgs []Message) (n int, err error)

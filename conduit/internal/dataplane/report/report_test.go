@@ -196,6 +196,40 @@ func TestBase(t *testing.T) {
 			t.Fatalf("late at %d ms by a shorter route", at/ms)
 		}
 	}
+	if urgent(62e9, 30*ms) {
+		t.Error("late after a silence of 12 s")
+	}
+}
+
+// After a minute of silence the clocks may be anywhere: the first packet then may
+// have waited for 2 s, or the next ones may.
+func TestAfterSilence(t *testing.T) {
+	for shift := int64(0); shift < 4200*ms; shift += 50 * ms {
+		for _, first := range []int64{5 * ms, 2000 * ms} {
+			var r Receiver
+			var s sender
+			delays := []int64{first, 2000 * ms, 5 * ms, 1000 * ms, 5 * ms}
+			check := func(at int64) {
+				t.Helper()
+				var zero int32
+				for i, delay := range delays {
+					at += 3e9
+					r.Arrived(s.packet(packet.Critical, at, delay))
+					got := take(t, &r, at+delay).Last
+					if i == 0 {
+						zero = got
+					}
+					if d := int64(got-zero) - (delay-first)/16000; d < -8 || d > 8 {
+						t.Errorf("shift %d ms, packet %d: delay %d, want %d", shift/ms, i, got-zero, (delay-first)/16000)
+					}
+				}
+			}
+			s.offset = shift
+			check(0)
+			s.offset = 2 * shift
+			check(3600e9)
+		}
+	}
 }
 
 func TestMedian(t *testing.T) {

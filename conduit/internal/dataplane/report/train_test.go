@@ -78,7 +78,7 @@ func TestTrain(t *testing.T) {
 		"a rough one":            {join(change(bulk(10, 8, 5, 10, 500), func(i int, a *p) { a.Rough = i == 4 }), after), 91, seen{}},
 		"ended by silence":       {bulk(10, 8, 5, 10, 500), 18, tell(10, 7, 3500)},
 		"not over yet":           {bulk(10, 8, 5, 10, 500), 16, seen{}},
-		"same time a turn later": {join(bulk(10, 3, 5, 10, 500), bulk(13, 3, 5, 10+4194, 500)), 4300, seen{}},
+		"same time a turn later": {join(bulk(10, 3, 5, 10, 500), bulk(13, 3, 5, 10+4194, 500), bulk(16, 1, 900, 4300, 0)), 4301, seen{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var r Receiver
