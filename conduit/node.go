@@ -199,7 +199,9 @@ func (n *Node) assemble(exclude []netip.Prefix, port int) error {
 			return n.engine.Relayed(relay, from)
 		},
 		Refused: n.refused,
+		Pacing:  n.strategy, CriticalShare: n.cfg.Pacing.withDefaults().CriticalShare,
 	})
+	n.policy.SetAlarm(n.overBudget)
 	n.mux, err = ice.NewMux(ice.MuxConfig{
 		Logger: n.log, IncludeLoopback: n.cfg.IncludeLoopback, ExcludePrefixes: exclude,
 	})

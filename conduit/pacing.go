@@ -5,6 +5,10 @@ package conduit
 import (
 	"fmt"
 	"math"
+
+	"github.com/bauxite-mesh/bauxite/conduit/congestion"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/policy"
 )
 
 // Strategies of Pacing.
@@ -90,4 +94,21 @@ func (p Pacing) withDefaults() Pacing {
 		p.CriticalShare = DefaultCriticalShare
 	}
 	return p
+}
+
+// strategy makes what paces a path.
+func (n *Node) strategy(*dataplane.Peer, dataplane.Path) congestion.Strategy {
+	p := n.cfg.Pacing.withDefaults()
+	switch p.Strategy {
+	case StrategyNone:
+		return congestion.NewNull()
+	case StrategyFixed:
+		return congestion.NewFixed(p.Rate / 8)
+	}
+	return congestion.NewDelayRate(congestion.DelayRateConfig{Floor: p.Floor})
+}
+
+// overBudget tells of a budget that is exceeded. It runs in the packet path.
+func (n *Node) overBudget(a policy.Alarm) {
+	n.log.Warn("more than its budget allows", "rule", a.Rule, "node", a.Node.Short(), "lane", a.Lane, "packets", a.Packets, "denied", a.Denied)
 }

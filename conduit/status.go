@@ -4,10 +4,12 @@ package conduit
 
 import (
 	"context"
+	"math"
 	"slices"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/engine"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/path"
@@ -192,7 +194,7 @@ type PacingStatus struct {
 	Noise   float64 `json:"noise_ms"`
 	// Loss is the share of packets that was lost of late, 0 to 1.
 	Loss float64 `json:"loss"`
-	// Copies is how often each Telemetry packet is sent again on this path to repair
+	// Copies is how often each Critical packet is sent again on this path to repair
 	// loss; 0 means not at all.
 	Copies int `json:"copies"`
 	// Waiting is what Telemetry and Bulk have waiting for this path, in bytes.
@@ -270,7 +272,7 @@ func (n *Node) Status(ctx context.Context) (*Status, error) {
 			CertificateExpires: c.NotAfter.UTC(), UptimeSeconds: time.Since(n.started).Seconds(),
 		},
 		Hub:    n.hubStatus(),
-		Policy: PolicyStatus{Version: version, Denied: n.policy.Counters()},
+		Policy: PolicyStatus{Version: version, Denied: n.policy.Counters(), Alarms: n.alarms()},
 		Peers:  make([]PeerStatus, 0, len(peers)),
 	}
 	if c.Virtual6.IsValid() {
@@ -311,10 +313,22 @@ func (n *Node) Status(ctx context.Context) (*Status, error) {
 }
 
 func laneStatus(l *dataplane.Lane) LaneStatus {
-	return LaneStatus{
+	q := &l.Queue
+	st := LaneStatus{
 		TxPackets: l.TxPackets, TxBytes: l.TxBytes, RxPackets: l.RxPackets, RxBytes: l.RxBytes,
-		Queued: l.Queue.Depth, Dropped: l.Queue.Overflow,
+		Queued: q.Depth, QueuedBytes: q.Bytes,
+		Sojourn: float64(q.SojournNs) / 1e6, SojournMax: float64(q.SojournMaxNs) / 1e6, Marked: q.Marked, Demoted: q.Demoted,
 	}
+	for i, n := range q.Drops {
+		if n > 0 {
+			if st.DroppedBy == nil {
+				st.DroppedBy = make(map[string]uint64)
+			}
+			st.DroppedBy[lane.Drop(i).String()] = n
+			st.Dropped += n
+		}
+	}
+	return st
 }
 
 func sum(by map[string]uint64) (total uint64) {
@@ -322,6 +336,29 @@ func sum(by map[string]uint64) (total uint64) {
 		total += n
 	}
 	return total
+}
+
+// alarms are the budgets that were exceeded within the last minute.
+func (n *Node) alarms() []PolicyAlarm {
+	now := n.plane.Now()
+	list := n.policy.Alarms(max(now-int64(time.Minute), 1))
+	out := make([]PolicyAlarm, 0, len(list))
+	for _, a := range list {
+		s := PolicyAlarm{
+			Rule: a.Rule, Lane: a.Lane.String(), Action: "demote", Packets: a.Packets,
+			Last: time.Now().Add(time.Duration(a.At - now)).UTC(),
+		}
+		if a.Denied > 0 {
+			s.Action = "deny"
+		}
+		if a.Node == n.certificate().ID {
+			s.Peer = n.certificate().Name
+		} else if p := n.registry.Get(a.Node); p != nil {
+			s.Peer = p.Name
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 func (n *Node) hubStatus() HubStatus {
@@ -342,6 +379,9 @@ func pathDetails(paths []engine.PathStatus) []PathDetail {
 		if p.Kind == path.Direct || p.Kind == path.Turn {
 			d.Remote = p.ID.Remote.String()
 		}
+		if p.Paced && p.Pacing.Name != "" {
+			d.Pacing = pacingStatus(&p.Pacing)
+		}
 		for l, used := range p.Lanes {
 			if used {
 				d.Lanes = append(d.Lanes, packet.Lane(l).String())
@@ -350,6 +390,30 @@ func pathDetails(paths []engine.PathStatus) []PathDetail {
 		out = append(out, d)
 	}
 	return out
+}
+
+func pacingStatus(p *dataplane.Pacing) *PacingStatus {
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	s := &PacingStatus{
+		Strategy: p.Name, State: PaceSteady, Rate: p.Rate * 8, Delivery: p.Delivery * 8,
+		Queue: ms(p.Queue), BaseRTT: ms(p.BaseRTT), Noise: ms(p.Noise), Loss: p.Loss, Copies: p.Copies - 1,
+	}
+	switch {
+	case math.IsInf(p.Rate, 1):
+		s.State, s.Rate = PaceUnlimited, 0
+	case p.Name == "fixed":
+		s.State = PaceFixed
+	case p.Draining:
+		s.State = PaceDraining
+	case p.Competing:
+		s.State = PaceCompeting
+	case p.Startup:
+		s.State = PaceStartUp
+	}
+	for _, l := range p.Lanes[packet.Telemetry:] {
+		s.Waiting += l.Bytes
+	}
+	return s
 }
 
 // uplinkStatus describes the interfaces in use, each once for both families.
@@ -372,9 +436,13 @@ func (n *Node) uplinkStatus() []UplinkStatus {
 			for _, a := range b.Uplink.Addrs {
 				s.Addresses = append(s.Addresses, a.String())
 			}
+			s.Rate = float64(b.Uplink.Rule.Rate)
 			out = append(out, s)
 			i = len(out) - 1
 		}
+		held, backlog := n.plane.Backlog(b.Bind)
+		out[i].Backlog += backlog
+		out[i].Held = held
 		tx, rx := n.plane.BindCounters(b.Bind)
 		out[i].TxBytes += tx
 		out[i].RxBytes += rx

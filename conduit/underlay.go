@@ -96,7 +96,7 @@ func (n *Node) openUnderlay(exclude []netip.Prefix, port int) (err error) {
 	if err != nil {
 		return err
 	}
-	u.hubBind = n.plane.AddBind(u.hub)
+	u.hubBind = n.plane.AddBind(u.hub, 0)
 	u.turns, err = relay.NewTurns(relay.TurnsConfig{
 		Servers: func(ctx context.Context) ([]relay.TurnServer, error) {
 			list, err := carrier.TurnServers(ctx)
@@ -107,7 +107,7 @@ func (n *Node) openUnderlay(exclude []netip.Prefix, port int) (err error) {
 			return out, err
 		},
 		Add: func(b transport.Bind, relayed netip.AddrPort, number uint8) int {
-			i := n.plane.AddBind(b)
+			i := n.plane.AddBind(b, number)
 			n.engine.AddTurn(i, relayed, number)
 			return i
 		},
@@ -127,7 +127,8 @@ func (n *Node) newUplinks(exclude []netip.Prefix, port int) (*uplink.Manager, er
 	}
 	return uplink.New(uplink.Config{
 		Port: port, Rules: rules, IncludeLoopback: n.cfg.IncludeLoopback, Exclude: exclude, Logger: n.log,
-		Add: n.addSocket, Remove: n.removeSocket, Changed: n.uplinksChanged,
+		Socket: transport.Config{DSCP: !n.cfg.NoDSCP},
+		Add:    n.addSocket, Remove: n.removeSocket, Changed: n.uplinksChanged,
 	})
 }
 
@@ -162,13 +163,16 @@ func (n *Node) engineConfig(c *engine.Config) {
 			if other := n.plane.PeerAt(to.Addr()); other != nil && h.Parse(b) && h.Type != wire.TypeRelay {
 				n.plane.SendRelay(p, packet.Lane(l), other.ID, b)
 			}
-		}))
+		}), 0)
 	}
 	c.DropBind = n.plane.RemoveBind
 }
 
 func (n *Node) addSocket(b transport.Bind, up uplink.Uplink) int {
-	i := n.plane.AddBind(b)
+	i := n.plane.AddBind(b, up.Number)
+	if up.Number != 0 {
+		n.plane.SetUplinkRate(up.Number, float64(up.Rule.Rate)/8)
+	}
 	if err := n.mux.SetSocket(i, stunSocket{n.plane, i, b.LocalAddr(), up.Name, up.Rule.Metered}); err != nil {
 		n.log.Warn("socket for ICE", "interface", up.Name, "err", err)
 	}

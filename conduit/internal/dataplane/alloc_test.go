@@ -34,7 +34,7 @@ func newStill(t testing.TB, paths int) *still {
 	r.d.started = false
 	list := make([]Path, paths)
 	for i := range list {
-		list[i] = Path{Bind: r.d.AddBind(sinkBind{newFakeBind()}), Remote: outerB}
+		list[i] = Path{Bind: r.d.AddBind(sinkBind{newFakeBind()}, 0), Remote: outerB}
 	}
 	r.d.Track(r.peer, list)
 	r.d.SetWays(r.peer, ways(list...))

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
@@ -72,7 +73,7 @@ func (d *Dataplane) SendRelay(relay *Peer, lane packet.Lane, other identity.Peer
 	buf.Lane, buf.Dest, buf.Type = lane, relay, uint8(wire.TypeRelay)
 	buf.FlowHash = relayFlow(b)
 	d.classify.Queued(buf.FlowHash, lane)
-	d.lanes.Enqueue([]*packet.Buf{buf})
+	d.queue([]*packet.Buf{buf}, nil)
 }
 
 // relayFlow tells relayed sessions apart: their packets keep their order.
@@ -92,7 +93,7 @@ func (d *Dataplane) enqueueRaw(b []byte, dest any) {
 	buf := packet.Get()
 	buf.N = copy(buf.Raw()[packet.Headroom:], b)
 	buf.Lane, buf.Dest = packet.Critical, dest
-	d.lanes.Enqueue([]*packet.Buf{buf})
+	d.lanes.Enqueue([]*packet.Buf{buf}, []*lane.Pipe{nil})
 }
 
 // Flush waits until what is in the Critical lane now was handed to the kernel,

@@ -145,7 +145,7 @@ func TestExpire(t *testing.T) {
 func TestSendControl(t *testing.T) {
 	r := newRig(t)
 	other := newFakeBind()
-	one, two := Path{Bind: 0, Remote: outerB}, Path{Bind: r.d.AddBind(other), Remote: outerB}
+	one, two := Path{Bind: 0, Remote: outerB}, Path{Bind: r.d.AddBind(other, 0), Remote: outerB}
 	r.d.SendControl(r.sess, wire.TypeSignal, []byte("lost"))
 	until(t, "no path", func() bool { return r.tx(TxNoPath) == 1 })
 	r.d.SetWays(r.peer, &Ways{Critical: []Path{one, two}})

@@ -33,9 +33,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/congestion"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/classify"
-	lane "github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/oldlane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/route"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/policy"
@@ -63,6 +64,11 @@ type Config struct {
 	Mesh []netip.Prefix
 	// Control takes events of sessions. Body is its to keep.
 	Control func(Control)
+	// Pacing returns the strategy that paces a path; nil means congestion.NewNull.
+	Pacing func(*Peer, Path) congestion.Strategy
+	// CriticalShare is the share of a path's rate that Critical may have beside the
+	// rest; zero means lane.DefaultCriticalShare.
+	CriticalShare float64
 	// Handshake takes whole HANDSHAKE datagrams, at most 20,000 a second, on the
 	// reader's goroutine: it must tell cheaply what is a stranger's, and not keep b. Nil: they are dropped.
 	Handshake func(from Path, b []byte)
@@ -84,7 +90,7 @@ type Config struct {
 type Dataplane struct {
 	cfg      Config // set once in New
 	local    map[netip.Addr]struct{}
-	lanes    *lane.Uplink
+	lanes    *lane.Scheduler
 	classify *classify.Classifier
 	routes   route.Table[*Peer]
 	sessions sessionTable
@@ -101,6 +107,7 @@ type Dataplane struct {
 	alive    atomic.Int32            // how many there are
 	sweeping atomic.Bool             // sweeper runs
 	sweeper  *time.Timer
+	reports  reports
 
 	done chan struct{}
 	once sync.Once
@@ -108,6 +115,8 @@ type Dataplane struct {
 
 	mu              sync.Mutex // guards the rest, and the changes of links
 	started, closed bool
+	uplinks         []*uplink
+	rates           map[uint8]float64 // of uplinks, by number
 }
 
 // New assembles a packet path. Nothing runs before Start.
@@ -119,16 +128,20 @@ func New(cfg Config) *Dataplane {
 	for _, a := range cfg.Local {
 		d.local[a] = struct{}{}
 	}
-	d.lanes = lane.New(lane.Config{Flows: d.classify, OnDrop: func(b *packet.Buf) {
+	d.lanes = lane.New(lane.Config{Now: d.Now, CriticalShare: cfg.CriticalShare, Flows: d.classify, OnDrop: func(b *packet.Buf, why lane.Drop) {
+		if why == lane.Closed { // the node ends
+			return
+		}
 		if p, ok := b.Dest.(*Peer); ok {
 			p.txDropped.Add(1)
 		}
-		d.stats.tx[TxLaneOverflow].Add(1)
+		d.stats.tx[txOfDrop[why]].Add(1)
 	}})
+	d.reports.init()
 	d.sweeper = time.AfterFunc(time.Hour, func() { d.enqueueRaw(nil, &sweepDest{}) })
 	d.sweeper.Stop()
 	for _, b := range cfg.Binds {
-		d.AddBind(b)
+		d.AddBind(b, 0)
 	}
 	return d
 }
@@ -145,6 +158,7 @@ func (d *Dataplane) Start() {
 		d.wg.Go(func() { d.readTun(q) })
 	}
 	d.wg.Go(d.drainLanes)
+	d.wg.Go(d.sendReports)
 	for _, l := range d.list() {
 		if l != nil {
 			d.serve(l)

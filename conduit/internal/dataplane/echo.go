@@ -122,7 +122,7 @@ func (d *Dataplane) sendEcho(p *Peer, t wire.Type, lane packet.Lane, size int, s
 			return
 		}
 	}
-	d.lanes.Enqueue([]*packet.Buf{b})
+	d.queue([]*packet.Buf{b}, nil)
 }
 
 // stampEcho writes into an echo, or an answer to one, how long it has waited. The

@@ -29,6 +29,11 @@ type reader struct {
 	// to the device.
 	plain [][]byte
 	wire  uint64
+	// at is when the datagram came, by the kernel's word; follower is set where it
+	// was coalesced with one before it.
+	at       int64
+	follower bool
+	clock    realtime
 	// The last lookup of a path's counters.
 	cached struct {
 		in   *tracked
@@ -63,8 +68,10 @@ func (d *Dataplane) readSocket(l *link, socket int) {
 		}
 		failures = 0
 		r.now = max(d.Now(), 1) // 0 means never
+		r.clock.look(r.now)
 		for i := range msgs[:n] {
 			m := &msgs[i]
+			r.at, r.follower = r.clock.at(m.Time, r.now), false
 			seg := m.Segment
 			if seg <= 0 {
 				seg = m.N
@@ -75,6 +82,7 @@ func (d *Dataplane) readSocket(l *link, socket int) {
 				r.wire += uint64(k)
 				r.datagram(rest[:k:k], from)
 				rest = rest[k:]
+				r.follower = true
 			}
 		}
 		r.flush()
@@ -135,7 +143,7 @@ func (r *reader) sealed(s *Session, b []byte, from Path, relayed bool) {
 	body, err := s.recv[r.hdr.Lane].Open(b, r.hdr.Counter, &r.nonce)
 	switch {
 	case errors.Is(err, seal.ErrReplay):
-		r.copied(s.Peer, from)
+		r.copied(s.Peer, from, len(b))
 		return
 	case err != nil:
 		r.drop(RxForged)
@@ -158,6 +166,8 @@ func (r *reader) sealed(s *Session, b []byte, from Path, relayed bool) {
 		r.relay(s, body)
 	case wire.TypeEcho, wire.TypeEchoReply:
 		r.echo(s, body, from)
+	case wire.TypeReport:
+		r.reported(s, body, from)
 	case wire.TypeProbe, wire.TypeProbeAck, wire.TypePathChallenge, wire.TypePathResponse, wire.TypeRekey, wire.TypeSignal, wire.TypeClose:
 		if r.hdr.Lane != packet.Critical {
 			r.drop(RxMalformed)
@@ -188,6 +198,7 @@ func (r *reader) heard(s *Session, from Path, size int) {
 		st.lastRecv.Store(r.now)
 		st.rxPackets.Add(1)
 		st.rxBytes.Add(uint64(size))
+		r.arrived(st, s, size)
 		return
 	}
 	if p.sources.allow(r.now, sourceGap, sourceSlack) {
@@ -196,10 +207,13 @@ func (r *reader) heard(s *Session, from Path, size int) {
 }
 
 // copied counts a packet that the window has seen before.
-func (r *reader) copied(p *Peer, from Path) {
-	if t := p.tracked.Load(); t != nil && len(t.stats) > 1 {
+func (r *reader) copied(p *Peer, from Path, size int) {
+	if t := p.tracked.Load(); t != nil {
 		if st := r.find(t, from); st != nil {
 			st.rxCopies.Add(1)
+			if rx := st.receiver.Load(); rx != nil {
+				rx.Copied(size)
+			}
 			r.drop(RxCopy)
 			return
 		}

@@ -26,6 +26,7 @@ const (
 type link struct {
 	bind  transport.Bind
 	index int
+	up    *uplink
 	// patient is set where the bind's Send can wait for room or return at once, as
 	// it is told; nil where it does as it likes.
 	patient transport.Waiter
@@ -36,6 +37,12 @@ type link struct {
 	// touches them.
 	data, stun outbox
 	touched    bool
+
+	// backlog tells what waits behind the socket; nil where nobody knows.
+	backlog transport.Backlog
+	// gated and gateLimit are the sealing goroutine's.
+	gated     bool // it holds the lanes for the socket's sake
+	gateLimit int
 
 	done chan struct{} // closed by RemoveBind
 	wake chan struct{} // tells the pump that something is parked
@@ -75,17 +82,23 @@ func (o *outbox) cut(n int) {
 // While a socket has no room the others go on: a bind that is a transport.Waiter is
 // told not to wait, one that is not is given to a goroutine of its own where it is
 // not the only one. A bind that never waits should have an empty SetSendWait.
-func (d *Dataplane) AddBind(b transport.Bind) int {
+//
+// Binds of the same uplink number share its lanes and its rate; 0 gives the bind
+// lanes of its own.
+func (d *Dataplane) AddBind(b transport.Bind, uplink uint8) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	links := d.list()
 	l := &link{bind: b, index: len(links), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	l.backlog, _ = b.(transport.Backlog)
 	if l.patient, _ = b.(transport.Waiter); l.patient != nil {
 		l.patient.SetSendWait(-1)
 	}
 	if d.closed {
 		_ = b.Close()
 		l = nil
+	} else {
+		l.up = d.joinUplinkLocked(uplink)
 	}
 	links = append(slices.Clip(links), l)
 	d.links.Store(&links)
@@ -120,6 +133,9 @@ func (d *Dataplane) RemoveBind(bind int) {
 	d.mu.Unlock()
 	if l != nil {
 		d.retire(l) // which may take a while
+		d.mu.Lock()
+		d.leaveUplinkLocked(l.up)
+		d.mu.Unlock()
 	}
 }
 
@@ -154,6 +170,26 @@ func (d *Dataplane) BindCounters(bind int) (tx, rx uint64) {
 		return 0, 0
 	}
 	return l.tx.Load(), l.rx.Load()
+}
+
+// Backlog tells which lanes wait until a socket has room, and how many bytes of
+// kernel memory wait behind it, 0 where nobody knows.
+func (d *Dataplane) Backlog(bind int) (held []string, queued int) {
+	l := linkOf(d.list(), bind)
+	if l == nil {
+		return nil, 0
+	}
+	if l.backlog != nil {
+		queued = l.backlog.Queued()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, on := range l.holds {
+		if on {
+			held = append(held, packet.Lane(i).String())
+		}
+	}
+	return held, queued
 }
 
 func (d *Dataplane) list() []*link {
@@ -267,7 +303,7 @@ func (d *Dataplane) park(l *link, lane packet.Lane, o *outbox, tried int) {
 		// their own rules of dropping hold.
 		if !l.holds[lane] {
 			l.holds[lane] = true
-			d.lanes.Hold(lane)
+			l.up.lanes.Hold(lane)
 		}
 	} else if over := len(q.msgs) - maxParkedCritical; over > 0 {
 		d.stats.tx[TxSend].Add(uint64(over))
@@ -287,7 +323,7 @@ func (d *Dataplane) unholdLocked(l *link) {
 	for lane := range l.holds {
 		if l.holds[lane] && len(l.parked[lane].msgs) == 0 {
 			l.holds[lane] = false
-			d.lanes.Unhold(packet.Lane(lane))
+			l.up.lanes.Unhold(packet.Lane(lane))
 		}
 	}
 }

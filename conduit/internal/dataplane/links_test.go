@@ -74,7 +74,7 @@ func TestStuckBindHoldsUpItselfOnly(t *testing.T) {
 			if patient {
 				b = patientBind{stuck}
 			}
-			one, two := Path{Bind: r.d.AddBind(b), Remote: outerB}, Path{Bind: r.d.AddBind(open), Remote: outerB}
+			one, two := Path{Bind: r.d.AddBind(b, 0), Remote: outerB}, Path{Bind: r.d.AddBind(open, 0), Remote: outerB}
 			r.d.SetWays(r.peer, &Ways{Critical: []Path{one, two}, Bulk: []Path{one}})
 			r.d.Activate(r.peer, r.sess)
 			for n := range uint32(200) {
@@ -134,7 +134,7 @@ func TestStuckBindHoldsUpItselfOnly(t *testing.T) {
 func TestParkedCriticalIsBounded(t *testing.T) {
 	r := newRig(t)
 	stuck := newStuckBind()
-	way := []Path{{Bind: r.d.AddBind(patientBind{stuck}), Remote: outerB}}
+	way := []Path{{Bind: r.d.AddBind(patientBind{stuck}, 0), Remote: outerB}}
 	r.d.SetWays(r.peer, &Ways{Critical: way})
 	r.d.Activate(r.peer, r.sess)
 	const n = maxParkedCritical + 100
@@ -174,12 +174,12 @@ func TestBindsComeAndGo(t *testing.T) {
 	if got := p.a.d.Stats().WireTx; got != 3*size {
 		t.Errorf("sent %d bytes in all, want %d", got, 3*size)
 	}
-	if i := p.a.d.AddBind(newFakeBind()); i != p.paths[1].Bind+1 {
+	if i := p.a.d.AddBind(newFakeBind(), 0); i != p.paths[1].Bind+1 {
 		t.Errorf("index %d was used before", i)
 	}
 	// A new one receives at once.
 	fresh := newFakeBind()
-	i := p.b.d.AddBind(fresh)
+	i := p.b.d.AddBind(fresh, 0)
 	fresh.in <- transport.Message{Buf: p.b.from(wire.TypePathResponse, packet.Critical, make([]byte, 8)), Addr: outerA}
 	for c := range p.b.ctl {
 		if c.Type == wire.TypePathResponse {
@@ -195,7 +195,7 @@ func TestBindsComeAndGo(t *testing.T) {
 	})
 	_ = p.a.d.Close()
 	late := newFakeBind()
-	p.a.d.AddBind(late)
+	p.a.d.AddBind(late, 0)
 	<-late.done
 }
 
@@ -218,7 +218,7 @@ func TestRefused(t *testing.T) {
 			told <- to
 		}
 	}
-	way := Path{Bind: r.d.AddBind(refusingBind{newFakeBind()}), Remote: outerB}
+	way := Path{Bind: r.d.AddBind(refusingBind{newFakeBind()}, 0), Remote: outerB}
 	r.d.SetWays(r.peer, &Ways{Critical: []Path{way}})
 	r.d.Activate(r.peer, r.sess)
 	r.dev.in <- numbered(0, 20)

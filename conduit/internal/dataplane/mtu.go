@@ -48,7 +48,7 @@ func (d *Dataplane) refit(ready []*packet.Buf, b *packet.Buf, info *packet.Info,
 	for off := 0; off >= 0; {
 		f := packet.Get()
 		f.N, off = packet.Fragment(f.Raw()[packet.Headroom:packet.Headroom+packet.MaxInner], b.Bytes(), room, off)
-		f.Lane, f.FlowHash, f.Dest = b.Lane, b.FlowHash, b.Dest
+		f.Lane, f.FlowHash, f.Dest, f.Demoted = b.Lane, b.FlowHash, b.Dest, b.Demoted
 		if packet.Parse(f.Bytes(), &piece) {
 			piece.Mark(f)
 		}

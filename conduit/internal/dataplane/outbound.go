@@ -5,6 +5,7 @@ package dataplane
 import (
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 )
 
@@ -24,6 +25,7 @@ func (d *Dataplane) readTun(queue int) {
 	raw := make([][]byte, n)
 	sizes := make([]int, n)
 	ready := make([]*packet.Buf, 0, n)
+	var pipes []*lane.Pipe
 	for {
 		for i := range bufs {
 			if bufs[i] == nil {
@@ -40,7 +42,7 @@ func (d *Dataplane) readTun(queue int) {
 			ready = d.admit(ready, b, now)
 		}
 		if len(ready) > 0 {
-			d.lanes.Enqueue(ready)
+			pipes = d.queue(ready, pipes)
 			ready = ready[:0]
 		}
 		if err != nil {
@@ -86,8 +88,13 @@ func (d *Dataplane) admit(ready []*packet.Buf, b *packet.Buf, now int64) []*pack
 		return ready
 	}
 	b.Dest = p
-	if !d.cfg.Policy.Outbound(p.Rules, &info, b.Lane, now).Allow {
+	v := d.cfg.Policy.Send(p.Rules, b.Bytes(), &info, b.Lane, now)
+	if !v.Allow {
 		d.drop(b, p, TxPolicy)
+		return ready
+	}
+	if (v.Demote || b.Lane == packet.Critical && !d.police(p, b, now)) && !d.demote(p, b, &info, now) {
+		d.drop(b, p, TxBudget)
 		return ready
 	}
 	last := p.lastTx.Swap(now)
@@ -122,6 +129,44 @@ func (d *Dataplane) admit(ready []*packet.Buf, b *packet.Buf, now int64) []*pack
 		}
 	}
 	return ready
+}
+
+// police reports whether a Critical packet is within what its path can have beside
+// the rest.
+func (d *Dataplane) police(p *Peer, b *packet.Buf, now int64) bool {
+	pipe := p.pipe(b.Lane, b.FlowHash)
+	if pipe == nil || pipe.Police(now, b.N) {
+		return true
+	}
+	d.stats.policed.Add(1)
+	return false
+}
+
+// demote makes a packet that is more than is allowed in its lane go as Bulk, and
+// returns false where the policy does not let it.
+func (d *Dataplane) demote(p *Peer, b *packet.Buf, info *packet.Info, now int64) bool {
+	if b.Lane != packet.Bulk && !d.cfg.Policy.Outbound(p.Rules, info, packet.Bulk, now).Allow {
+		return false
+	}
+	b.Lane = packet.Bulk
+	// What TCP sends stays with its flow; the rest gets what the others leave.
+	b.Demoted = info.Proto != packet.ProtoTCP
+	return true
+}
+
+// queue puts packets into their lanes. It returns pipes, grown to be used again.
+func (d *Dataplane) queue(bufs []*packet.Buf, pipes []*lane.Pipe) []*lane.Pipe {
+	pipes = pipes[:0]
+	for _, b := range bufs {
+		var pipe *lane.Pipe
+		if p, ok := b.Dest.(*Peer); ok {
+			pipe = p.pipe(b.Lane, b.FlowHash)
+		}
+		pipes = append(pipes, pipe)
+	}
+	d.lanes.Enqueue(bufs, pipes)
+	clear(pipes)
+	return pipes
 }
 
 func (d *Dataplane) drop(b *packet.Buf, p *Peer, why TxReason) {

@@ -122,6 +122,7 @@ type Session struct {
 	overhead   int // what a packet grows by
 	lastRecv   stamp
 	expires    stamp
+	reported   limiter
 	probes     limiter
 	challenges limiter
 	controls   limiter
@@ -256,7 +257,7 @@ func (d *Dataplane) Activate(p *Peer, s *Session) {
 	fresh, stale := p.swap(s, d.Now())
 	d.discard(p, stale, TxStale)
 	if len(fresh) > 0 {
-		d.lanes.Enqueue(fresh)
+		d.queue(fresh, nil)
 	}
 }
 

@@ -24,6 +24,7 @@ const (
 type resendRing struct {
 	slots   []ringSlot // a power of two long, or none
 	head, n int
+	popped  uint64 // how many went before slot 0
 }
 
 type ringSlot struct {
@@ -32,6 +33,8 @@ type ringSlot struct {
 	// unsent is set while the packet has left on no path at all, uncounted where no
 	// counter knows of that yet.
 	unsent, uncounted bool
+	more              uint8 // how often it is sent once more on the path that it left on
+	id                ident
 	buf               *packet.Buf // holds the packet where small does not
 	small             [ringSmall]byte
 }
@@ -86,6 +89,7 @@ func (r *resendRing) pop() (lost int) {
 	}
 	r.head = (r.head + 1) & (len(r.slots) - 1)
 	r.n--
+	r.popped++
 	if s.unsent && s.uncounted {
 		return 1
 	}
@@ -105,5 +109,5 @@ func (r *resendRing) free() {
 	for r.n > 0 {
 		r.pop()
 	}
-	*r = resendRing{}
+	*r = resendRing{popped: r.popped}
 }

@@ -5,6 +5,8 @@ package dataplane
 import (
 	"slices"
 
+	"github.com/bauxite-mesh/bauxite/conduit/congestion"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 	"github.com/bauxite-mesh/bauxite/conduit/transport"
@@ -23,36 +25,61 @@ type sender struct {
 	// made itself.
 	ringed []*Peer
 	owned  []*packet.Buf
+	// sent is what the batch put on which pipe, in order.
+	sent []sentOn
+	// train is set while a batch is to leave back to back, alone while datagrams may
+	// not be coalesced.
+	train, alone bool
+	repairing    []*Peer // that have copies to send
+	gated        []*link
 }
 
-// drainLanes sends what the lanes hold, the most urgent first. Counters are
-// assigned here, so a Critical packet that overtakes Bulk leaves no gap.
+// sentOn is packets of one session and lane that left by one pipe.
+type sentOn struct {
+	pipe  *lane.Pipe
+	what  congestion.Sent
+	first int // bytes of the first packet
+}
+
+// drainLanes sends what the lanes hold, the most urgent first and no faster than
+// the pipes allow. Counters are assigned here, so a Critical packet that overtakes
+// Bulk leaves no gap.
 func (d *Dataplane) drainLanes() {
 	s := &sender{d: d}
 	bufs := make([]*packet.Buf, sendBatch)
 	for d.lanes.Wait(d.done) {
-		if n := d.lanes.Dequeue(bufs); n > 0 {
-			s.batch(bufs[:n])
+		s.now, s.links = d.Now(), d.list()
+		s.ungate()
+		s.repair()
+		n, pipe, train := d.lanes.Dequeue(bufs)
+		if n == 0 {
+			continue
 		}
+		s.train = train
+		// A run that is coalesced here arrives as one, with one stamp: what is paced so
+		// slowly that this matters leaves singly.
+		s.alone = train || pipe != nil && pipe.Rate() < aloneBelow
+		s.batch(bufs[:n])
 	}
 	for _, p := range s.ringed {
 		p.out.ring.free()
 	}
 }
 
+// aloneBelow is 200 Mbit/s, in bytes per second.
+const aloneBelow = 25e6
+
 // batch seals and sends packets of one lane.
 func (s *sender) batch(bufs []*packet.Buf) {
 	s.now, s.links = s.d.Now(), s.d.list()
-	lane := bufs[0].Lane
+	l := bufs[0].Lane
+	if bufs[0].Demoted {
+		l = packet.Bulk
+	}
 	for _, b := range bufs {
 		s.packet(b)
 	}
-	for _, l := range s.touched {
-		l.touched = false
-		s.d.flush(l, lane)
-	}
-	clear(s.touched)
-	s.touched = s.touched[:0]
+	s.flush(l)
 	for i, b := range bufs {
 		if f, ok := b.Dest.(*flushDest); ok {
 			close(f.done)
@@ -60,11 +87,55 @@ func (s *sender) batch(bufs []*packet.Buf) {
 		b.Release()
 		bufs[i] = nil
 	}
+}
+
+// flush gives what was collected to the sockets, and tells the pipes.
+func (s *sender) flush(l packet.Lane) {
+	for _, k := range s.touched {
+		k.touched = false
+		s.d.flush(k, l)
+		s.gate(k, l)
+	}
+	clear(s.touched)
+	s.touched = s.touched[:0]
 	for _, b := range s.owned {
 		b.Release()
 	}
 	clear(s.owned)
 	s.owned = s.owned[:0]
+	for i := range s.sent {
+		o := &s.sent[i]
+		o.pipe.SentAt(s.now, o.what)
+		if w := &o.what; s.train && w.Lane == uint8(packet.Bulk) && w.Session != 0 {
+			o.pipe.TrainSent(congestion.Train{Session: w.Session, First: w.First, Last: w.Last, Packets: w.Packets, Bytes: w.Bytes - o.first})
+		}
+		o.pipe = nil
+	}
+	s.sent = s.sent[:0]
+}
+
+// account remembers that a packet leaves by a pipe.
+func (s *sender) account(pipe *lane.Pipe, id *ident, size, copies int) {
+	if n := len(s.sent); n > 0 {
+		o := &s.sent[n-1]
+		w := &o.what
+		if o.pipe == pipe && w.Session == id.session && w.Lane == uint8(id.lane) && id.counter > w.Last && w.Copies == 0 && copies == 0 {
+			w.Last = id.counter
+			w.Packets++
+			w.Bytes += size
+			return
+		}
+	}
+	s.sent = append(s.sent, sentOn{pipe, congestion.Sent{
+		Lane: uint8(id.lane), Session: id.session, First: id.counter, Last: id.counter, Packets: 1, Bytes: size, Copies: copies,
+	}, size})
+}
+
+// ident names a sealed packet.
+type ident struct {
+	session uint32
+	lane    packet.Lane
+	counter uint64
 }
 
 // packet seals one packet, in its own buffer, and hands it to the links of its
@@ -105,15 +176,19 @@ func (s *sender) link(bind int) *link {
 }
 
 // put hands a sealed packet to the link of one path.
-func (s *sender) put(w *way, b *packet.Buf, sealed []byte) bool {
+// copies is 1 for what was sent before.
+func (s *sender) put(w *way, b *packet.Buf, sealed []byte, id *ident, copies int) bool {
 	l := s.link(w.Bind)
 	if l == nil {
 		return false
 	}
-	l.data.add(transport.Message{Buf: sealed, Addr: w.Remote}, b)
+	l.data.add(transport.Message{Buf: sealed, Addr: w.Remote, Alone: s.alone}, b)
 	if w.stat != nil {
 		w.stat.txPackets.Add(1)
 		w.stat.txBytes.Add(uint64(len(sealed)))
+		if pipe := w.pipe(); pipe != nil {
+			s.account(pipe, id, len(sealed)+w.over, copies)
+		}
 	}
 	return true
 }
@@ -151,9 +226,10 @@ func (s *sender) peer(p *Peer, b *packet.Buf) {
 		d.countDrop(p, TxNoSession)
 		return
 	}
+	id := ident{sess.RemoteIndex, b.Lane, h.Counter}
 	sent := 0
 	for i := range ways {
-		if s.put(&ways[i], b, sealed) {
+		if s.put(&ways[i], b, sealed, &id, 0) {
 			sent++
 		}
 	}
@@ -161,9 +237,12 @@ func (s *sender) peer(p *Peer, b *packet.Buf) {
 		p.txDropped.Add(1) // link has counted the reason
 	}
 	if critical {
-		slot := s.keep(p, b, sealed)
+		slot := s.keep(p, b, sealed, id)
 		// What found no way may find one within a second.
 		slot.unsent, slot.uncounted = sent == 0, len(ways) == 0
+		if len(ways) == 1 && sent == 1 {
+			s.repeat(p, slot, &ways[0])
+		}
 	}
 	if data && (sent > 0 || critical) {
 		d.stats.txPackets[b.Lane].Add(1)
@@ -181,7 +260,7 @@ func (s *sender) control(c *controlDest, b *packet.Buf) {
 	if len(c.paths) > 0 {
 		ways = make([]way, len(c.paths))
 		for i, path := range c.paths {
-			ways[i] = way{Path: path, stat: sess.Peer.statOf(path)}
+			ways[i] = way{Path: path, stat: sess.Peer.statOf(path), over: overIP(path.Remote.Addr())}
 		}
 	} else if set := sess.Peer.ways.Load(); set != nil {
 		ways = set.lanes[packet.Critical]
@@ -194,13 +273,15 @@ func (s *sender) control(c *controlDest, b *packet.Buf) {
 		d.stats.tx[TxNoSession].Add(1)
 		return
 	}
-	sealed, ok := s.seal(sess, b, &wire.Header{Type: c.typ, Lane: b.Lane})
+	h := wire.Header{Type: c.typ, Lane: b.Lane}
+	sealed, ok := s.seal(sess, b, &h)
 	if !ok {
 		d.stats.tx[TxNoSession].Add(1)
 		return
 	}
+	id := ident{sess.RemoteIndex, b.Lane, h.Counter}
 	for i := range ways {
-		s.put(&ways[i], b, sealed)
+		s.put(&ways[i], b, sealed, &id, 0)
 	}
 }
 
@@ -215,11 +296,13 @@ type outbound struct {
 	followed *wayset
 	ring     resendRing
 	ringed   bool
+	copies   copies
 }
 
 // keep remembers a sealed Critical packet for a second.
-func (s *sender) keep(p *Peer, b *packet.Buf, sealed []byte) *ringSlot {
+func (s *sender) keep(p *Peer, b *packet.Buf, sealed []byte, id ident) *ringSlot {
 	slot, lost := p.out.ring.push(b, sealed, s.now)
+	slot.id, slot.more = id, 0
 	s.lost(p, lost)
 	if !p.out.ringed {
 		p.out.ringed = true
@@ -273,7 +356,7 @@ func (s *sender) resend(slot *ringSlot, added []*way) {
 	sealed := b.Raw()[:copy(b.Raw(), slot.bytes())]
 	s.owned = append(s.owned, b)
 	for _, w := range added {
-		if s.put(w, b, sealed) {
+		if s.put(w, b, sealed, &slot.id, 1) {
 			slot.unsent = false
 			s.d.stats.resent.Add(1)
 		}

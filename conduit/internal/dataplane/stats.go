@@ -5,7 +5,7 @@ package dataplane
 import (
 	"sync/atomic"
 
-	lane "github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/oldlane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 )
 
@@ -25,6 +25,11 @@ const (
 	TxNoPath                       // the peer has no path, or one that it was to leave on is gone
 	TxLaneOverflow                 // its lane was full
 	TxSend                         // the kernel refused it
+	TxDeadline                     // Critical that waited too long
+	TxAge                          // Telemetry that was overtaken by newer data
+	TxCoDel                        // Bulk that waited too long (RFC 8289)
+	TxDatagram                     // the rest of a datagram that lost a fragment
+	TxBudget                       // over a budget, and the policy has no other lane for it
 	numTx
 )
 
@@ -59,7 +64,7 @@ const (
 )
 
 var (
-	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "stale", "no_path", "lane_overflow", "send_error"}
+	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "stale", "no_path", "lane_overflow", "send_error", "deadline", "age", "codel", "datagram", "budget"}
 	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device", "copy", "expired", "relay", "handshake_rate", "challenge_rate", "control_rate", "echo_rate", "echo"}
 )
 
@@ -69,6 +74,11 @@ func (r TxReason) String() string { return txNames[r] }
 // String returns the name that status and metrics use.
 func (r RxReason) String() string { return rxNames[r] }
 
+// txOfDrop says under which reason a lane's drop counts.
+var txOfDrop = [lane.NumDrops]TxReason{
+	lane.Overflow: TxLaneOverflow, lane.Deadline: TxDeadline, lane.Age: TxAge, lane.CoDel: TxCoDel, lane.Datagram: TxDatagram,
+}
+
 type stats struct {
 	tx                   [numTx]atomic.Uint64
 	rx                   [numRx]atomic.Uint64
@@ -76,6 +86,8 @@ type stats struct {
 	rxPackets, rxBytes   [packet.NumLanes]atomic.Uint64
 	goneTx, goneRx       atomic.Uint64 // bytes of binds that were removed
 	resent               atomic.Uint64
+	copies, copyless     atomic.Uint64
+	policed              atomic.Uint64
 	sendErrs, deviceErrs atomic.Uint64
 	stunErrs             atomic.Uint64
 }
@@ -94,6 +106,12 @@ type Stats struct {
 	WireTx, WireRx uint64
 	// Resent are Critical packets that were sent again on a new path.
 	Resent uint64
+	// Copies are Critical packets that were sent again on a path that loses much,
+	// CopiesSpared those for which there was no budget.
+	Copies, CopiesSpared uint64
+	// Policed are Critical packets that were demoted, since they were more than
+	// their path can have beside the rest.
+	Policed uint64
 	// STUNUnsent are checks to addresses that the system has no way to.
 	STUNUnsent uint64
 }
@@ -117,6 +135,7 @@ func (d *Dataplane) Stats() Stats {
 	}
 	s.STUNUnsent = d.stats.stunErrs.Load()
 	s.Resent = d.stats.resent.Load()
+	s.Copies, s.CopiesSpared, s.Policed = d.stats.copies.Load(), d.stats.copyless.Load(), d.stats.policed.Load()
 	s.WireTx, s.WireRx = d.stats.goneTx.Load(), d.stats.goneRx.Load()
 	for _, l := range d.list() {
 		if l != nil {

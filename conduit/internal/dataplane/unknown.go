@@ -119,7 +119,7 @@ func (d *Dataplane) Resolved(a netip.Addr, found bool, absent time.Duration) {
 		}
 	}
 	if len(ready) > 0 {
-		d.lanes.Enqueue(ready)
+		d.queue(ready, nil)
 	}
 }
 

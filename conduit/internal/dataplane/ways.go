@@ -8,7 +8,11 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/bauxite-mesh/bauxite/conduit/congestion"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/report"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/wire"
 )
 
 // Path is one way to a peer.
@@ -39,6 +43,8 @@ type way struct {
 	Path
 	stat *pathStat // nil where the path is not tracked
 	seed uint64
+	over int        // bytes of IP and UDP headers
+	free *lane.Pipe // of the uplink, without pace; nil where the bind is gone
 }
 
 // wayset is an immutable Ways. seen is set by the sealing goroutine.
@@ -51,14 +57,69 @@ type wayset struct {
 
 var pathSeed = maphash.MakeSeed()
 
-func (p *Peer) resolve(paths []Path) []way {
+func (d *Dataplane) resolveLocked(p *Peer, paths []Path) []way {
 	out := make([]way, 0, len(paths))
 	for _, path := range paths {
 		if !slices.ContainsFunc(out, func(w way) bool { return w.Path == path }) {
-			out = append(out, way{path, p.statOf(path), maphash.Comparable(pathSeed, path)})
+			out = append(out, d.wayLocked(p, path))
 		}
 	}
 	return out
+}
+
+// wayLocked makes a way of a path, which gets a pipe if it has none.
+func (d *Dataplane) wayLocked(p *Peer, path Path) way {
+	w := way{path, p.statOf(path), maphash.Comparable(pathSeed, path), overIP(path.Remote.Addr()), nil}
+	if l := linkOf(d.list(), path.Bind); l != nil {
+		w.free = l.up.free
+		if w.stat != nil {
+			d.pace(w.stat, l)
+		}
+	}
+	return w
+}
+
+// overIP is what IP and UDP add to a datagram. What IPv6 would add by extensions
+// nobody sends.
+func overIP(a netip.Addr) int {
+	if a.Is4() {
+		return 28
+	}
+	return 48
+}
+
+// pace gives a path the pipe that its packets wait in.
+func (d *Dataplane) pace(st *pathStat, l *link) {
+	if st.pipe.Load() != nil {
+		return
+	}
+	strategy := congestion.NewNull()
+	if d.cfg.Pacing != nil {
+		strategy = d.cfg.Pacing(st.peer, st.path)
+	}
+	st.pipe.Store(l.up.lanes.AddPipe(strategy, overIP(st.path.Remote.Addr())+wire.Overhead))
+}
+
+// pipe returns where a packet of a lane waits; nil where it has no way.
+func (p *Peer) pipe(l packet.Lane, flow uint32) *lane.Pipe {
+	set := p.ways.Load()
+	if set == nil {
+		return nil
+	}
+	ways := set.choose(l, flow)
+	if len(ways) == 0 {
+		return nil
+	}
+	return ways[0].pipe()
+}
+
+func (w *way) pipe() *lane.Pipe {
+	if w.stat != nil {
+		if pipe := w.stat.pipe.Load(); pipe != nil {
+			return pipe
+		}
+	}
+	return w.free
 }
 
 // SetWays changes the paths on which p's packets leave; nil means that there is no
@@ -70,7 +131,7 @@ func (d *Dataplane) SetWays(p *Peer, w *Ways) {
 	set := &wayset{since: w.Since, mtu: w.MTU}
 	p.mu.Lock()
 	for l, paths := range [packet.NumLanes][]Path{w.Critical, w.Telemetry, w.Bulk} {
-		set.lanes[l] = p.resolve(paths)
+		set.lanes[l] = d.resolveLocked(p, paths)
 	}
 	// What was set before may never have been used: a path that it added has missed
 	// just as much.
@@ -137,10 +198,43 @@ type PathCounters struct {
 	RxCopies uint64
 }
 
+// Pacing is how a path is paced.
+type Pacing struct {
+	lane.PipeState
+	// Copies is how often a Critical packet leaves on it, where it is the only path.
+	Copies int
+}
+
+// Pacing tells how a path is paced; false where it was never used. Safe for
+// concurrent use.
+func (p *Peer) Pacing(path Path) (Pacing, bool) {
+	st := p.statOf(path)
+	if st == nil {
+		return Pacing{}, false
+	}
+	pipe := st.pipe.Load()
+	if pipe == nil {
+		return Pacing{}, false
+	}
+	return Pacing{pipe.State(), int(max(st.copies.Load(), 1))}, true
+}
+
 type pathStat struct {
+	peer                                             *Peer
 	path                                             Path
 	lastRecv                                         stamp
 	rxPackets, rxBytes, txPackets, txBytes, rxCopies atomic.Uint64
+
+	pipe atomic.Pointer[lane.Pipe] // nil until the path is a way
+	// copies is how often a Critical packet leaves on the path where it is the only
+	// one: 1, and more where much is lost; 0 means 1.
+	copies atomic.Int32
+	calm   stamp // since when it loses less than its copies are for
+
+	// What is told the peer of what came on the path; nil until data came.
+	receiver atomic.Pointer[report.Receiver]
+	due      atomic.Int64 // of the next report; noReport without any
+	listed   bool         // guarded by reports.mu
 }
 
 // Track sets which paths of p get counters of their own; those that stay keep
@@ -153,13 +247,21 @@ func (d *Dataplane) Track(p *Peer, known []Path) {
 	for _, path := range known {
 		st := p.statOf(path)
 		if st == nil {
-			st = &pathStat{path: path}
+			st = &pathStat{peer: p, path: path}
+			st.due.Store(noReport)
 		}
 		if !slices.Contains(stats, st) {
 			stats = append(stats, st)
 		}
 	}
-	p.tracked.Store(&tracked{stats})
+	before := p.tracked.Swap(&tracked{stats})
+	if before != nil {
+		for _, st := range before.stats {
+			if pipe := st.pipe.Load(); pipe != nil && !slices.Contains(stats, st) {
+				defer pipe.Close() // after the ways know no more of it
+			}
+		}
+	}
 	old := p.ways.Load()
 	if old == nil {
 		return
@@ -169,7 +271,7 @@ func (d *Dataplane) Track(p *Peer, known []Path) {
 		set.lanes[l] = slices.Clone(old.lanes[l])
 		for i := range set.lanes[l] {
 			w := &set.lanes[l][i]
-			w.stat = p.statOf(w.Path)
+			*w = d.wayLocked(p, w.Path)
 		}
 	}
 	set.seen.Store(old.seen.Load())

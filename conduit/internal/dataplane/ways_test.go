@@ -64,8 +64,8 @@ func newPair(t testing.TB, n int) *pair {
 		x, y := &wireBind{fakeBind: newFakeBind()}, &wireBind{fakeBind: newFakeBind()}
 		x.to, y.to = y, x
 		p.ab, p.ba = append(p.ab, x), append(p.ba, y)
-		p.paths = append(p.paths, Path{Bind: p.a.d.AddBind(x), Remote: outerB})
-		p.b.d.AddBind(y)
+		p.paths = append(p.paths, Path{Bind: p.a.d.AddBind(x, 0), Remote: outerB})
+		p.b.d.AddBind(y, 0)
 	}
 	p.a.d.Activate(p.a.peer, p.a.sess)
 	return p

@@ -140,13 +140,13 @@ func (n *node) start() {
 		Keys: n.keys, Chain: n.cert.Chain, Roots: n.w.ca.roots(), Suites: suites,
 		Dataplane: n.plane, Policy: n.policy, Registry: n.registry, Mux: mux, Logger: log, Relay: n.relays, Rehandshake: n.hourly,
 		Signal:   func(to identity.PeerID, body []byte) error { return n.w.deliver(n.id(), to, body) },
-		HubRelay: n.plane.AddBind(n.hub), WantHubRelay: n.hub.Want,
+		HubRelay: n.plane.AddBind(n.hub, 0), WantHubRelay: n.hub.Want,
 		PeerBind: func(p *dataplane.Peer) int {
 			return n.plane.AddBind(relay.NewPeer(netip.AddrPortFrom(p.Virtual4, 1), func(l int, to netip.AddrPort, b []byte) {
 				if other := n.plane.PeerAt(to.Addr()); other != nil {
 					n.plane.SendRelay(p, packet.Lane(l), other.ID, b)
 				}
-			}))
+			}), 0)
 		},
 		DropBind: n.plane.RemoveBind,
 	})
@@ -164,7 +164,7 @@ func (n *node) start() {
 // open opens the node's sockets.
 func (n *node) open() (list []Socket) {
 	for i, a := range n.addrs {
-		bind := n.plane.AddBind(n.w.listen(a))
+		bind := n.plane.AddBind(n.w.listen(a), 0)
 		if err := n.mux.SetSocket(bind, memSTUN{n.plane, bind, a}); err != nil {
 			n.w.t.Fatal(err)
 		}

@@ -42,6 +42,9 @@ type PathStatus struct {
 	// UplinkName is the interface's.
 	UplinkName string
 	Counters   dataplane.PathCounters
+	// Pacing counts where Paced is set.
+	Pacing dataplane.Pacing
+	Paced  bool
 }
 
 // better: of the paths in use, the one to show.
@@ -106,7 +109,9 @@ func (p *peer) status(now time.Time) PeerStatus {
 	}
 	var best *PathStatus
 	for _, s := range p.paths.Status(now) {
-		st.Paths = append(st.Paths, PathStatus{Status: s, UplinkName: p.e.uplinkName(s.Uplink), Counters: counters[dataplane.Path(s.ID)]})
+		ps := PathStatus{Status: s, UplinkName: p.e.uplinkName(s.Uplink), Counters: counters[dataplane.Path(s.ID)]}
+		ps.Pacing, ps.Paced = p.dp.Pacing(dataplane.Path(s.ID))
+		st.Paths = append(st.Paths, ps)
 	}
 	for i := range st.Paths {
 		if s := &st.Paths[i]; s.Lanes[packet.Critical] && (best == nil || s.better(best)) {

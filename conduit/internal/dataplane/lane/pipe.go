@@ -295,3 +295,7 @@ func (p *Pipe) State() (out PipeState) {
 	}
 	return out
 }
+
+// Rate is what the path takes, in bytes per second on the wire, drains apart; +Inf
+// without a limit. It does not lock.
+func (p *Pipe) Rate() float64 { return math.Float64frombits(p.policed.Load()) }
