@@ -15,6 +15,7 @@ import (
 
 	"github.com/bauxite-mesh/bauxite/conduit"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/policy"
 )
 
 // Status is that of a robot with two uplinks. FAKE_NODE says how it is: "plain" has no
@@ -101,6 +102,29 @@ func (n *fakeNode) Ping(ctx context.Context, _ identity.PeerID, o conduit.PingOp
 		r.Hold += 7 * ms
 	}
 	return r, nil
+}
+
+// Policy lets robots talk to all and cameras to robots, on one port.
+func (n *fakeNode) Policy(context.Context) (*conduit.PolicyInForce, error) {
+	p := &conduit.PolicyInForce{Document: []byte("null"), Self: conduit.PolicySubject{ID: n.cfg.Certificate.ID.String(), Name: n.cfg.Certificate.Name, Tags: []string{"robot"}}}
+	for id, name := range map[byte]string{0x10: "base", 0x20: "arm"} {
+		p.Peers = append(p.Peers, conduit.PolicySubject{ID: identity.PeerID{id}.String(), Name: name, Tags: []string{"cam"}})
+	}
+	if os.Getenv("FAKE_NODE") != "plain" {
+		p.Version, p.Document = 7, (&policy.Document{
+			Version: 1,
+			Allow: []policy.Rule{
+				{ID: "all", Src: []string{"tag:robot"}, Dst: []string{"*"}},
+				{ID: "ros", Src: []string{"role:camera"}, Dst: []string{"tag:robot"}, Proto: "udp", Ports: []string{"7400"}},
+			},
+			Guards: []policy.Rule{{ID: "no-ssh", Src: []string{"*"}, Dst: []string{"*"}, Proto: "tcp", Ports: []string{"22"}}},
+			Roles: []policy.Role{{
+				Name: "camera", Members: []string{"tag:cam"}, Publish: []policy.Lane{policy.Telemetry},
+				Budgets: map[policy.Lane]policy.Limit{policy.Telemetry: {PacketsPerSecond: 100}},
+			}},
+		}).Marshal()
+	}
+	return p, nil
 }
 
 // cmdSet writes a line into a table of config.toml: set TABLE LINE

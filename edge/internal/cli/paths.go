@@ -190,9 +190,13 @@ func (a *App) completePeers(c *cli.Context) {
 		cli.DefaultCompleteWithFlags(c.Command)(c)
 		return
 	}
-	if c.NArg() > 0 {
-		return
+	if c.NArg() == 0 {
+		a.peerNames(c)
 	}
+}
+
+// peerNames prints the names of the peers, where a daemon runs.
+func (a *App) peerNames(c *cli.Context) {
 	cl, err := a.client(c)
 	if err != nil {
 		return

@@ -46,6 +46,10 @@ func (n *fakeNode) Lookup(context.Context, string) (conduit.Peer, error) {
 	return conduit.Peer{}, conduit.ErrUnknownPeer
 }
 
+func (n *fakeNode) Policy(context.Context) (*conduit.PolicyInForce, error) {
+	return &conduit.PolicyInForce{}, nil
+}
+
 func (n *fakeNode) Ping(context.Context, identity.PeerID, conduit.PingOptions) (conduit.PingResult, error) {
 	return conduit.PingResult{}, conduit.ErrPingCaps
 }
@@ -157,7 +161,8 @@ func (s *syncBuffer) String() string {
 func TestRun(t *testing.T) {
 	h := hubtest.New(t)
 	dir := joined(t, h)
-	appendConfig(t, dir, "[[uplink]]\nname = 'wwan*'\nmetered = true\nbudget = '1GB'\n")
+	appendConfig(t, dir, "[[uplink]]\nname = 'wwan*'\nmetered = true\nbudget = '1GB'\n"+
+		"[[lane]]\nlane = 'critical'\ndscp = 'ef'\n")
 	notifyPath := filepath.Join(dir, "n")
 	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notifyPath, Net: "unixgram"})
 	if err != nil {
@@ -194,6 +199,9 @@ func TestRun(t *testing.T) {
 	}
 	if u := node.cfg.Uplinks; len(u) != 1 || u[0] != (conduit.UplinkRule{Name: "wwan*", Metered: true, Budget: 1e9}) {
 		t.Errorf("uplinks: %+v", u)
+	}
+	if l := node.cfg.Lanes; len(l) != 1 || l[0].Lane != "critical" || node.cfg.NoDSCP || node.cfg.Pacing != (conduit.Pacing{}) {
+		t.Errorf("lanes: %+v, pacing %+v", l, node.cfg.Pacing)
 	}
 	if want := filepath.Join(dir, "state.cbor"); node.cfg.StateFile != want || node.cfg.Relay {
 		t.Errorf("state in %s, relay %v", node.cfg.StateFile, node.cfg.Relay)

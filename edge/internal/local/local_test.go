@@ -94,6 +94,17 @@ func (f *fake) Ping(ctx context.Context, _ identity.PeerID, o conduit.PingOption
 	}, nil
 }
 
+func (f *fake) Policy(context.Context) (*conduit.PolicyInForce, error) {
+	p := &conduit.PolicyInForce{
+		Version: 7, Document: []byte(`{"version":1}`), Self: conduit.PolicySubject{ID: idA.String(), Name: "a", Tags: []string{"x"}},
+		Peers: []conduit.PolicySubject{{ID: idB.String(), Name: "b"}},
+	}
+	if f.far {
+		p.Peers = append(p.Peers, conduit.PolicySubject{ID: idFar.String(), Name: "far"})
+	}
+	return p, nil
+}
+
 func (f *fake) CheckHub(context.Context) HubOffer {
 	return HubOffer{Connected: true, RelayOpen: true, TurnServers: []string{"turn:192.0.2.1:3478"}, Error: "a", TurnError: "b"}
 }

@@ -52,6 +52,8 @@ type Backend interface {
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
 	// Ping sends one echo and awaits the answer until ctx ends.
 	Ping(ctx context.Context, id identity.PeerID, o conduit.PingOptions) (conduit.PingResult, error)
+	// Policy returns the policy in force.
+	Policy(ctx context.Context) (*conduit.PolicyInForce, error)
 	// CheckHub asks the hub what it offers for paths.
 	CheckHub(ctx context.Context) HubOffer
 }

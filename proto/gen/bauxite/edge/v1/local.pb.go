@@ -580,6 +580,107 @@ func (x *PingResponse) GetRemote() string {
 	return ""
 }
 
+type GetPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// nodes are to be in the answer, even those that are known to the hub only: a
+	// PeerID, a unique prefix of one, a name or a virtual IP; self is this node.
+	Nodes         []string `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyRequest) Reset() {
+	*x = GetPolicyRequest{}
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyRequest) ProtoMessage() {}
+
+func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
+func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_bauxite_edge_v1_local_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GetPolicyRequest) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type GetPolicyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// policy_json has the version, the document, this node and the others with their
+	// names and tags.
+	PolicyJson []byte `protobuf:"bytes,1,opt,name=policy_json,json=policyJson,proto3" json:"policy_json,omitempty"`
+	// node_ids are the PeerIDs of the nodes asked for, in their order.
+	NodeIds       []string `protobuf:"bytes,2,rep,name=node_ids,json=nodeIds,proto3" json:"node_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyResponse) Reset() {
+	*x = GetPolicyResponse{}
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyResponse) ProtoMessage() {}
+
+func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bauxite_edge_v1_local_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
+func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_bauxite_edge_v1_local_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetPolicyResponse) GetPolicyJson() []byte {
+	if x != nil {
+		return x.PolicyJson
+	}
+	return nil
+}
+
+func (x *GetPolicyResponse) GetNodeIds() []string {
+	if x != nil {
+		return x.NodeIds
+	}
+	return nil
+}
+
 var File_bauxite_edge_v1_local_proto protoreflect.FileDescriptor
 
 const file_bauxite_edge_v1_local_proto_rawDesc = "" +
@@ -630,12 +731,19 @@ const file_bauxite_edge_v1_local_proto_rawDesc = "" +
 	" \x01(\x01R\x06holdUs\x12\x1b\n" +
 	"\tpath_type\x18\v \x01(\tR\bpathType\x12\x16\n" +
 	"\x06uplink\x18\f \x01(\tR\x06uplink\x12\x16\n" +
-	"\x06remote\x18\r \x01(\tR\x06remote2\xca\x02\n" +
+	"\x06remote\x18\r \x01(\tR\x06remote\"(\n" +
+	"\x10GetPolicyRequest\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\tR\x05nodes\"O\n" +
+	"\x11GetPolicyResponse\x12\x1f\n" +
+	"\vpolicy_json\x18\x01 \x01(\fR\n" +
+	"policyJson\x12\x19\n" +
+	"\bnode_ids\x18\x02 \x03(\tR\anodeIds2\x9e\x03\n" +
 	"\fLocalService\x12R\n" +
 	"\tGetStatus\x12!.bauxite.edge.v1.GetStatusRequest\x1a\".bauxite.edge.v1.GetStatusResponse\x12N\n" +
 	"\aConnect\x12\x1f.bauxite.edge.v1.ConnectRequest\x1a .bauxite.edge.v1.ConnectResponse0\x01\x12O\n" +
 	"\bCheckHub\x12 .bauxite.edge.v1.CheckHubRequest\x1a!.bauxite.edge.v1.CheckHubResponse\x12E\n" +
-	"\x04Ping\x12\x1c.bauxite.edge.v1.PingRequest\x1a\x1d.bauxite.edge.v1.PingResponse0\x01B\xc1\x01\n" +
+	"\x04Ping\x12\x1c.bauxite.edge.v1.PingRequest\x1a\x1d.bauxite.edge.v1.PingResponse0\x01\x12R\n" +
+	"\tGetPolicy\x12!.bauxite.edge.v1.GetPolicyRequest\x1a\".bauxite.edge.v1.GetPolicyResponseB\xc1\x01\n" +
 	"\x13com.bauxite.edge.v1B\n" +
 	"LocalProtoP\x01Z@github.com/bauxite-mesh/bauxite/proto/gen/bauxite/edge/v1;edgev1\xa2\x02\x03BEX\xaa\x02\x0fBauxite.Edge.V1\xca\x02\x0fBauxite\\Edge\\V1\xe2\x02\x1bBauxite\\Edge\\V1\\GPBMetadata\xea\x02\x11Bauxite::Edge::V1b\x06proto3"
 
@@ -651,7 +759,7 @@ func file_bauxite_edge_v1_local_proto_rawDescGZIP() []byte {
 	return file_bauxite_edge_v1_local_proto_rawDescData
 }
 
-var file_bauxite_edge_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_bauxite_edge_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_bauxite_edge_v1_local_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),  // 0: bauxite.edge.v1.GetStatusRequest
 	(*GetStatusResponse)(nil), // 1: bauxite.edge.v1.GetStatusResponse
@@ -661,18 +769,22 @@ var file_bauxite_edge_v1_local_proto_goTypes = []any{
 	(*CheckHubResponse)(nil),  // 5: bauxite.edge.v1.CheckHubResponse
 	(*PingRequest)(nil),       // 6: bauxite.edge.v1.PingRequest
 	(*PingResponse)(nil),      // 7: bauxite.edge.v1.PingResponse
+	(*GetPolicyRequest)(nil),  // 8: bauxite.edge.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil), // 9: bauxite.edge.v1.GetPolicyResponse
 }
 var file_bauxite_edge_v1_local_proto_depIdxs = []int32{
 	0, // 0: bauxite.edge.v1.LocalService.GetStatus:input_type -> bauxite.edge.v1.GetStatusRequest
 	2, // 1: bauxite.edge.v1.LocalService.Connect:input_type -> bauxite.edge.v1.ConnectRequest
 	4, // 2: bauxite.edge.v1.LocalService.CheckHub:input_type -> bauxite.edge.v1.CheckHubRequest
 	6, // 3: bauxite.edge.v1.LocalService.Ping:input_type -> bauxite.edge.v1.PingRequest
-	1, // 4: bauxite.edge.v1.LocalService.GetStatus:output_type -> bauxite.edge.v1.GetStatusResponse
-	3, // 5: bauxite.edge.v1.LocalService.Connect:output_type -> bauxite.edge.v1.ConnectResponse
-	5, // 6: bauxite.edge.v1.LocalService.CheckHub:output_type -> bauxite.edge.v1.CheckHubResponse
-	7, // 7: bauxite.edge.v1.LocalService.Ping:output_type -> bauxite.edge.v1.PingResponse
-	4, // [4:8] is the sub-list for method output_type
-	0, // [0:4] is the sub-list for method input_type
+	8, // 4: bauxite.edge.v1.LocalService.GetPolicy:input_type -> bauxite.edge.v1.GetPolicyRequest
+	1, // 5: bauxite.edge.v1.LocalService.GetStatus:output_type -> bauxite.edge.v1.GetStatusResponse
+	3, // 6: bauxite.edge.v1.LocalService.Connect:output_type -> bauxite.edge.v1.ConnectResponse
+	5, // 7: bauxite.edge.v1.LocalService.CheckHub:output_type -> bauxite.edge.v1.CheckHubResponse
+	7, // 8: bauxite.edge.v1.LocalService.Ping:output_type -> bauxite.edge.v1.PingResponse
+	9, // 9: bauxite.edge.v1.LocalService.GetPolicy:output_type -> bauxite.edge.v1.GetPolicyResponse
+	5, // [5:10] is the sub-list for method output_type
+	0, // [0:5] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -689,7 +801,7 @@ func file_bauxite_edge_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bauxite_edge_v1_local_proto_rawDesc), len(file_bauxite_edge_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,8 @@ const (
 	LocalServiceCheckHubProcedure = "/bauxite.edge.v1.LocalService/CheckHub"
 	// LocalServicePingProcedure is the fully-qualified name of the LocalService's Ping RPC.
 	LocalServicePingProcedure = "/bauxite.edge.v1.LocalService/Ping"
+	// LocalServiceGetPolicyProcedure is the fully-qualified name of the LocalService's GetPolicy RPC.
+	LocalServiceGetPolicyProcedure = "/bauxite.edge.v1.LocalService/GetPolicy"
 )
 
 // LocalServiceClient is a client for the bauxite.edge.v1.LocalService service.
@@ -55,6 +57,8 @@ type LocalServiceClient interface {
 	// Ping sends echoes to a peer, in one lane or several at once, and tells of each
 	// what became of it. It ends after the last one, or when the caller goes away.
 	Ping(context.Context, *v1.PingRequest) (*connect.ServerStreamForClient[v1.PingResponse], error)
+	// GetPolicy returns the policy in force and the nodes to which it applies.
+	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
 }
 
 // NewLocalServiceClient constructs a client for the bauxite.edge.v1.LocalService service. By
@@ -92,6 +96,12 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("Ping")),
 			connect.WithClientOptions(opts...),
 		),
+		getPolicy: connect.NewClient[v1.GetPolicyRequest, v1.GetPolicyResponse](
+			httpClient,
+			baseURL+LocalServiceGetPolicyProcedure,
+			connect.WithSchema(localServiceMethods.ByName("GetPolicy")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -101,6 +111,7 @@ type localServiceClient struct {
 	connect   *connect.Client[v1.ConnectRequest, v1.ConnectResponse]
 	checkHub  *connect.Client[v1.CheckHubRequest, v1.CheckHubResponse]
 	ping      *connect.Client[v1.PingRequest, v1.PingResponse]
+	getPolicy *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
 }
 
 // GetStatus calls bauxite.edge.v1.LocalService.GetStatus.
@@ -131,6 +142,15 @@ func (c *localServiceClient) Ping(ctx context.Context, req *v1.PingRequest) (*co
 	return c.ping.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// GetPolicy calls bauxite.edge.v1.LocalService.GetPolicy.
+func (c *localServiceClient) GetPolicy(ctx context.Context, req *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error) {
+	response, err := c.getPolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LocalServiceHandler is an implementation of the bauxite.edge.v1.LocalService service.
 type LocalServiceHandler interface {
 	// GetStatus returns the node, its hub link, its peers and its counters.
@@ -143,6 +163,8 @@ type LocalServiceHandler interface {
 	// Ping sends echoes to a peer, in one lane or several at once, and tells of each
 	// what became of it. It ends after the last one, or when the caller goes away.
 	Ping(context.Context, *v1.PingRequest, *connect.ServerStream[v1.PingResponse]) error
+	// GetPolicy returns the policy in force and the nodes to which it applies.
+	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
 }
 
 // NewLocalServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -176,6 +198,12 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("Ping")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServiceGetPolicyHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceGetPolicyProcedure,
+		svc.GetPolicy,
+		connect.WithSchema(localServiceMethods.ByName("GetPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bauxite.edge.v1.LocalService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LocalServiceGetStatusProcedure:
@@ -186,6 +214,8 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 			localServiceCheckHubHandler.ServeHTTP(w, r)
 		case LocalServicePingProcedure:
 			localServicePingHandler.ServeHTTP(w, r)
+		case LocalServiceGetPolicyProcedure:
+			localServiceGetPolicyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -209,4 +239,8 @@ func (UnimplementedLocalServiceHandler) CheckHub(context.Context, *v1.CheckHubRe
 
 func (UnimplementedLocalServiceHandler) Ping(context.Context, *v1.PingRequest, *connect.ServerStream[v1.PingResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.edge.v1.LocalService.Ping is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bauxite.edge.v1.LocalService.GetPolicy is not implemented"))
 }
