@@ -51,11 +51,11 @@ const (
 	// TypeRelay carries a whole packet for, or from, another peer: see Relay. It,
 	// data and the echo are what may travel in any lane.
 	TypeRelay Type = 11
-	// TypeEcho is data that the receiver returns unread in a TypeEchoReply, in the
-	// same lane: it waits where data of that lane waits. Sent only to a peer with
-	// CapReport. The body is the sender's own, of any form and length.
+	// TypeEcho is what the receiver answers with a TypeEchoReply of the same lane and
+	// length: both wait where data of that lane waits. Sent only to a peer with
+	// CapReport.
 	TypeEcho Type = 12
-	// TypeEchoReply has the body of a TypeEcho.
+	// TypeEchoReply has the identifier of a TypeEcho and how long it was kept.
 	TypeEchoReply Type = 13
 	// TypeHandshake is not sealed: it carries a fragment of a handshake message
 	// between known peers while the hub is away. Its receiver index is 0.
