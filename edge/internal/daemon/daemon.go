@@ -56,6 +56,7 @@ type Node interface {
 	Connect(ctx context.Context, id identity.PeerID, progress func(state string)) error
 	Lookup(ctx context.Context, text string) (conduit.Peer, error)
 	Ping(ctx context.Context, id identity.PeerID, o conduit.PingOptions) (conduit.PingResult, error)
+	Policy(ctx context.Context) (*conduit.PolicyInForce, error)
 	Status(ctx context.Context) (*conduit.Status, error)
 	SetCertificate(c *identity.Certificate) error
 	SetPSK(psk []byte, epoch uint8) error
@@ -323,6 +324,11 @@ func (d *daemon) Lookup(ctx context.Context, what string) (identity.PeerID, erro
 		err = fmt.Errorf("%w: %w", local.ErrNoPeer, err)
 	}
 	return p.ID, err
+}
+
+// Policy implements local.Backend.
+func (d *daemon) Policy(ctx context.Context) (*conduit.PolicyInForce, error) {
+	return d.node.Policy(ctx)
 }
 
 // CheckHub implements local.Backend.
