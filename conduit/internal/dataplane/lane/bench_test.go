@@ -23,8 +23,8 @@ func TestAllocs(t *testing.T) {
 		if a := testing.AllocsPerRun(100, func() {
 			s.Enqueue(bufs, pipes)
 			for got := 0; got < n; {
-				m, p, _ := s.Dequeue(bufs[got:])
-				p.Sent(congestion.Sent{Packets: m, Bytes: m * 160})
+				m, q, _ := s.Dequeue(bufs[got:])
+				q.Sent(congestion.Sent{Packets: m, Bytes: m * 160})
 				got += m
 			}
 		}); a != 0 {
@@ -68,9 +68,7 @@ func BenchmarkEnqueueDequeue(b *testing.B) {
 		{"bulk", packet.Bulk, 1, 1, congestion.NewNull, false},
 		{"bulk/flows=64", packet.Bulk, 1, 64, congestion.NewNull, false},
 		{"bulk/pipes=64", packet.Bulk, 64, 64, congestion.NewNull, false},
-		{"bulk/delay-rate", packet.Bulk, 1, 4, func() congestion.Strategy {
-			return congestion.NewDelayRate(congestion.DelayRateConfig{Initial: 12e9})
-		}, false},
+		{"bulk/fixed", packet.Bulk, 1, 4, func() congestion.Strategy { return congestion.NewFixed(12e9) }, false},
 		{"bulk/fragments", packet.Bulk, 1, 1, congestion.NewNull, true},
 	} {
 		b.Run(bb.name, func(b *testing.B) {

@@ -82,7 +82,7 @@ func TestCoDelLaw(t *testing.T) {
 	}{
 		{"drop", 0, 0, 150},
 		{"mark", 0xb8 | 2, 0, 150},
-		{"mark ECT(1)", 1, 100 * time.Millisecond, 150},
+		{"mark, the other code point", 1, 100 * time.Millisecond, 150},
 		{"long way", 0, 200 * time.Millisecond, 300},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -91,7 +91,7 @@ func TestCoDelLaw(t *testing.T) {
 			if tt.tos != 0 {
 				at = marks
 				if len(drops) > 0 {
-					t.Errorf("%d of ECT were dropped", len(drops))
+					t.Errorf("%d that may be marked were dropped", len(drops))
 				}
 			}
 			if len(at) < 5 {
@@ -236,8 +236,8 @@ func TestMarkRefuses(t *testing.T) {
 		name string
 		f    func(b *packet.Buf)
 	}{
-		{"not ECT", func(b *packet.Buf) { ipv4(b, 0xfc) }},
-		{"not ECT, IPv6", func(b *packet.Buf) { b.Bytes()[0], b.Bytes()[1] = 0x6f, 0xcf }},
+		{"unaware", func(b *packet.Buf) { ipv4(b, 0xfc) }},
+		{"unaware, IPv6", func(b *packet.Buf) { b.Bytes()[0], b.Bytes()[1] = 0x6f, 0xcf }},
 		{"not IP", func(b *packet.Buf) { ipv4(b, 2); b.Type = 12 }},
 		{"short", func(b *packet.Buf) { ipv4(b, 2); b.N = 19 }},
 		{"other version", func(b *packet.Buf) { ipv4(b, 2); b.Bytes()[0] = 0x55 }},

@@ -181,23 +181,34 @@ func overdue(limit int) int { return 2*limit + 256 }
 func (s *Scheduler) trim(p *Pipe, c int, now int64) {
 	switch c {
 	case int(packet.Critical):
-		for s.nCrit > s.cfg.Critical && s.shedClass(s.fatPipe(&s.critical, p, c, s.cfg.Critical), c, s.nCrit > overdue(s.cfg.Critical), now) {
+		for limit := s.cfg.Critical; s.nCrit > limit; {
+			if !s.shedClass(s.fatPipe(&s.critical, p, c, limit), c, s.nCrit > overdue(limit), now) {
+				return
+			}
 		}
 	case int(packet.Telemetry):
 		s.trimUplink(p, c, s.cfg.Telemetry, now)
 	case int(packet.Bulk):
-		for limit := p.maxBytes; p.wire(c) > limit && s.shedClass(p, c, p.wire(c)/2 > limit, now); {
+		for limit := p.maxBytes; p.wire(c) > limit; {
+			if !s.shedClass(p, c, p.wire(c)/2 > limit, now) {
+				break
+			}
 		}
 		s.trimUplink(p, c, s.cfg.Bulk, now)
 	case demoted:
-		for p.n[c] > maxDemoted && s.shedClass(p, c, p.n[c] > overdue(maxDemoted), now) {
+		for p.n[c] > maxDemoted {
+			if !s.shedClass(p, c, p.n[c] > overdue(maxDemoted), now) {
+				return
+			}
 		}
 	}
 }
 
 func (s *Scheduler) trimUplink(p *Pipe, c, limit int, now int64) {
-	u := p.u
-	for u.n[c] > limit && s.shedClass(s.fatPipe(&u.waiting, p, c, limit), c, u.n[c] > overdue(limit), now) {
+	for u := p.u; u.n[c] > limit; {
+		if !s.shedClass(s.fatPipe(&u.waiting, p, c, limit), c, u.n[c] > overdue(limit), now) {
+			return
+		}
 	}
 }
 

@@ -25,10 +25,11 @@ func TestOrder(t *testing.T) {
 	r.check()
 	var got []uint32
 	var pipes []*Pipe
-	for r.step(64, func(p *Pipe, b *packet.Buf, train bool) {
+	for r.step(64, func(p *Pipe, b *packet.Buf, _ bool) {
 		got = append(got, b.FlowHash)
 		pipes = append(pipes, p)
 	}) > 0 {
+		r.check()
 	}
 	if want := "[6 7 3 4 5 2 1]"; fmt.Sprint(got) != want {
 		t.Errorf("left: %v, want %s", got, want)
@@ -52,6 +53,7 @@ func TestCriticalRoundRobin(t *testing.T) {
 			at = n
 		}
 	}) > 0 {
+		r.check()
 	}
 	if n != 503 || at > criticalTurn+3 {
 		t.Errorf("the last of the other's packets left as number %d of %d", at, n)
@@ -204,6 +206,7 @@ func TestUplinks(t *testing.T) {
 	pipes[0].u.Unhold(packet.Bulk)
 	n := 0
 	for r.step(64, func(*Pipe, *packet.Buf, bool) { n++ }) > 0 {
+		r.check()
 	}
 	if n != 301 {
 		t.Errorf("%d left, want 301", n)

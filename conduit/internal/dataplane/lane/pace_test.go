@@ -188,7 +188,7 @@ func TestTrain(t *testing.T) {
 	if len(got) < 22 || got[0] != packet.Critical || got[1] != packet.Critical || got[10] != packet.Critical {
 		t.Errorf("left: %v", got)
 	}
-	for r.step(8, func(_ *Pipe, b *packet.Buf, train bool) {
+	for r.step(8, func(_ *Pipe, _ *packet.Buf, train bool) {
 		if !train {
 			t.Error("a loan was not repaid")
 		}
@@ -200,7 +200,7 @@ func TestTrain(t *testing.T) {
 	}
 	from, left := r.clock, int64(0)
 	p.TrainSent(congestion.Train{Packets: 20})
-	r.run(r.clock+50*ms, 64, func(q *Pipe, b *packet.Buf, _ bool) {
+	r.run(r.clock+50*ms, 64, func(q *Pipe, _ *packet.Buf, _ bool) {
 		if left == 0 && q == p {
 			left = r.clock
 		}

@@ -26,8 +26,8 @@ func FuzzScheduler(f *testing.F) {
 
 func TestRandom(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
-	for range 200 {
-		ops := make([]byte, 2000)
+	for range 40 {
+		ops := make([]byte, 1200)
 		for i := range ops {
 			ops[i] = byte(rng.Uint32())
 		}

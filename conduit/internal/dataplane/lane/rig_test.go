@@ -253,8 +253,8 @@ func (r *rig) check() {
 			if p.blocked && u.scanAt > p.readyAt {
 				r.t.Fatalf("a pipe is ready at %d, and looked at at %d", p.readyAt, u.scanAt)
 			}
-			if cap := max(onePacket, p.bucket.rate*burst); p.bucket.tokens > cap {
-				r.t.Fatalf("%f tokens of %f", p.bucket.tokens, cap)
+			if most := max(onePacket, p.bucket.rate*burst); p.bucket.tokens > most {
+				r.t.Fatalf("%f tokens of %f", p.bucket.tokens, most)
 			}
 		}
 		for c := int(packet.Telemetry); c < numClasses; c++ {

@@ -51,13 +51,13 @@ func TestWait(t *testing.T) {
 		}
 		take := func(want int) {
 			t.Helper()
-			n, p, _ := s.Dequeue(dst)
+			n, from, _ := s.Dequeue(dst)
 			if n != want {
 				t.Errorf("%d left, want %d", n, want)
 			}
 			for _, b := range dst[:n] {
-				if p != nil {
-					p.Sent(congestion.Sent{Packets: 1, Bytes: b.N})
+				if from != nil {
+					from.Sent(congestion.Sent{Packets: 1, Bytes: b.N})
 				}
 				b.Release()
 			}
@@ -113,7 +113,12 @@ func TestWait(t *testing.T) {
 		o := u.AddPipe(st, 0)
 		o.Sent(congestion.Sent{Bytes: 5000})
 		put(s, o, pkt(packet.Bulk, 1, 1000))
-		if d := wait(func() { st.rate = 1e9; o.Report(&congestion.Report{}) }); d < 5*time.Millisecond || d > 6*time.Millisecond {
+		if d := wait(func() {
+			s.mu.Lock()
+			st.rate = 1e9
+			s.mu.Unlock()
+			o.Report(&congestion.Report{})
+		}); d < 5*time.Millisecond || d > 6*time.Millisecond {
 			t.Errorf("Report was noticed after %v, want 5ms", d)
 		}
 		take(1)
