@@ -93,8 +93,9 @@ func trace(s bottleneck.Scenario, strategy func() congestion.Strategy) curves {
 	for i := range s.Robots {
 		s.Robots[i].Strategy = strategy
 	}
-	r := bottleneck.Run(s)
 	n := int(s.Duration / step)
+	s.Duration += time.Second // what leaves last arrives too
+	r := bottleneck.Run(s)
 	c := curves{make([]float64, n), make([]float64, n), make([]float64, n)}
 	worst := func(to []float64, at, v time.Duration) {
 		if i := int(at / step); i < n {

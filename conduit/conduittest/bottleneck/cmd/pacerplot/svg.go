@@ -14,7 +14,7 @@ import (
 // Sizes in pixels. Colours are such that they can be read on white and on black.
 const (
 	width, left, right = 760, 56, 12
-	top0, high, gap    = 54, 120, 40
+	top0, high, gap    = 54, 120, 50
 	ink                = "#808890"
 	nullColour         = "#e0653a"
 	pacedColour        = "#2f8fd0"
@@ -74,7 +74,7 @@ func (p *plot) panel(name string, s scale, null, paced, third []float64, thirdNa
 	p.text(left, float64(y0-8), "start", ink, name)
 	for _, t := range s.ticks {
 		fmt.Fprintf(&p.body, `<path d="M%d %.1fH%d" stroke="%s" stroke-opacity=".3"/>`+"\n", left, y(t), width-right, ink)
-		p.text(left-6, y(t)+4, "end", ink, strconv.FormatFloat(t, 'g', 3, 64))
+		p.text(left-6, y(t)+4, "end", ink, strconv.FormatFloat(math.Round(t*100)/100, 'f', -1, 64))
 	}
 	every := 5 * time.Second
 	for at := time.Duration(0); at <= p.dur; at += every {
