@@ -15,9 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tosOf receives n datagrams by a plain socket and returns the TOS or traffic
-// class of each.
-func tosOf(t *testing.T, c *net.UDPConn, n int) (tos []int) {
+// rcvPriority is SO_RCVPRIORITY, of Linux 6.14.
+const rcvPriority = 82
+
+// marks receives n datagrams by a plain socket and returns the TOS or traffic
+// class and, where the system tells it, the priority of each; else -1.
+func marks(t *testing.T, c *net.UDPConn, n int) (out [][2]int) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	buf, oob := make([]byte, 2048), make([]byte, 128)
@@ -30,22 +33,23 @@ func tosOf(t *testing.T, c *net.UDPConn, n int) (tos []int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := -1
+		got := [2]int{-1, -1}
 		for _, m := range msgs {
-			if m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_TOS {
-				got = int(m.Data[0])
-			}
-			if m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_TCLASS {
-				got = int(m.Data[0])
+			switch [2]int32{m.Header.Level, m.Header.Type} {
+			case [2]int32{unix.IPPROTO_IP, unix.IP_TOS}, [2]int32{unix.IPPROTO_IPV6, unix.IPV6_TCLASS}:
+				got[0] = int(m.Data[0])
+			case [2]int32{unix.SOL_SOCKET, unix.SO_PRIORITY}:
+				got[1] = int(m.Data[0])
 			}
 		}
-		tos = append(tos, got)
+		out = append(out, got)
 	}
-	return tos
+	return out
 }
 
 // Each lane has its mark on the wire, in single datagrams and in runs, in both
-// families, whatever lane was before, and none where DSCP is off.
+// families, whatever lane was before, and none where DSCP is off; so has each
+// packet that this host queues.
 func TestDSCP(t *testing.T) {
 	for _, network := range []string{"udp4", "udp6"} {
 		ip, level, opt := netip.MustParseAddr("127.0.0.1"), unix.IPPROTO_IP, unix.IP_RECVTOS
@@ -64,7 +68,11 @@ func TestDSCP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, opt, 1) }); e != nil || err != nil {
+		tells := false
+		if e := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), level, opt, 1)
+			tells = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, rcvPriority, 1) == nil
+		}); e != nil || err != nil {
 			t.Fatal(e, err)
 		}
 		to := c.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -79,13 +87,16 @@ func TestDSCP(t *testing.T) {
 					if n, err := b.Send(lane, out); n != len(out) || err != nil {
 						t.Fatalf("send = %d, %v", n, err)
 					}
-					want := []int{0xc0, 0x68, 0x04}[lane]
+					want := [][2]int{{0xc0, 6}, {0x68, 4}, {0x04, 2}}[lane]
 					if !on {
-						want = 0
+						want = [2]int{}
 					}
-					for i, got := range tosOf(t, c, len(out)) {
+					if !tells {
+						want[1] = -1
+					}
+					for i, got := range marks(t, c, len(out)) {
 						if got != want {
-							t.Errorf("%s noGSO=%v: datagram %d of lane %d has TOS %#x, want %#x", network, noGSO, i, lane, got, want)
+							t.Errorf("%s noGSO=%v: datagram %d of lane %d has TOS and priority %#x, want %#x", network, noGSO, i, lane, got, want)
 						}
 					}
 				}
