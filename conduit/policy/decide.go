@@ -175,21 +175,3 @@ func (e *Engine) deny(rule int32) Verdict {
 	(*e.denied.Load())[rule].Add(1)
 	return Verdict{Rule: rule}
 }
-
-// Outbound is Send without budgets and without what ICMP errors quote.
-func (e *Engine) Outbound(p *PeerRules, info *packet.Info, lane Lane, now int64) Verdict {
-	v := p.table.Load()
-	if v == nil {
-		return e.deny(ruleNone)
-	}
-	return e.decide(p, v, nil, info, lane, now, true)
-}
-
-// Inbound is Receive without budgets and without what ICMP errors quote.
-func (e *Engine) Inbound(p *PeerRules, info *packet.Info, lane Lane, now int64) Verdict {
-	v := p.table.Load()
-	if v == nil {
-		return e.deny(ruleNone)
-	}
-	return e.decide(p, v, nil, info, lane, now, false)
-}

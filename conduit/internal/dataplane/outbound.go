@@ -93,9 +93,8 @@ func (d *Dataplane) admit(ready []*packet.Buf, b *packet.Buf, now int64) []*pack
 		d.drop(b, p, TxPolicy)
 		return ready
 	}
-	if (v.Demote || b.Lane == packet.Critical && !d.police(p, b, now)) && !d.demote(p, b, &info, now) {
-		d.drop(b, p, TxBudget)
-		return ready
+	if v.Demote || b.Lane == packet.Critical && !d.police(p, b, now) {
+		demote(b, &info)
 	}
 	last := p.lastTx.Swap(now)
 	if s := p.active.Load(); s != nil {
@@ -142,16 +141,12 @@ func (d *Dataplane) police(p *Peer, b *packet.Buf, now int64) bool {
 	return false
 }
 
-// demote makes a packet that is more than is allowed in its lane go as Bulk, and
-// returns false where the policy does not let it.
-func (d *Dataplane) demote(p *Peer, b *packet.Buf, info *packet.Info, now int64) bool {
-	if b.Lane != packet.Bulk && !d.cfg.Policy.Outbound(p.Rules, info, packet.Bulk, now).Allow {
-		return false
-	}
+// demote makes a packet that is more than is allowed in its lane go as Bulk. The
+// receiver takes on Bulk what its policy allows on any lane.
+func demote(b *packet.Buf, info *packet.Info) {
 	b.Lane = packet.Bulk
 	// What TCP sends stays with its flow; the rest gets what the others leave.
 	b.Demoted = info.Proto != packet.ProtoTCP
-	return true
 }
 
 // queue puts packets into their lanes. It returns pipes, grown to be used again.

@@ -29,7 +29,6 @@ const (
 	TxAge                          // Telemetry that was overtaken by newer data
 	TxCoDel                        // Bulk that waited too long (RFC 8289)
 	TxDatagram                     // the rest of a datagram that lost a fragment
-	TxBudget                       // over a budget, and the policy has no other lane for it
 	numTx
 )
 
@@ -64,7 +63,7 @@ const (
 )
 
 var (
-	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "stale", "no_path", "lane_overflow", "send_error", "deadline", "age", "codel", "datagram", "budget"}
+	txNames = [numTx]string{"malformed", "too_big", "multicast", "no_route", "source", "policy", "no_session", "stale", "no_path", "lane_overflow", "send_error", "deadline", "age", "codel", "datagram"}
 	rxNames = [numRx]string{"unknown", "malformed", "unknown_index", "unknown_type", "replay", "forged", "source", "policy", "probe_rate", "device", "copy", "expired", "relay", "handshake_rate", "challenge_rate", "control_rate", "echo_rate", "echo"}
 )
 
