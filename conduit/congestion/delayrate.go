@@ -62,9 +62,11 @@ type DelayRate struct {
 	cutQ       float64 // queue at the last decrease
 	cutAt      time.Duration
 	high       time.Duration // since when the queue stands; never: it does not
+	again      int           // drains on old news since the last decrease
 	fails      int           // drains in a row that did not help
 	compete    bool
-	lossBase   float64
+	competeAt  time.Duration
+	lossBase   lossBase
 	silent     bool
 
 	// What waits, seen by Tick.
@@ -74,7 +76,7 @@ type DelayRate struct {
 	waited   time.Duration
 	span     time.Duration
 	backlog  float64       // share of the time between the last two reports in which Bulk waited
-	used     bool          // the rate was what held the traffic back
+	usage    float64       // share of the rate that left lately
 	waitFrom time.Duration // since when Bulk waits without a break
 	lastWait time.Duration // when it last did so for 2 ms, or was more than a trickle
 	seen     uint64        // of Bulk and Telemetry, at the anchor

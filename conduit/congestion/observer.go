@@ -260,10 +260,10 @@ func speed(bytes uint64, d time.Duration) float64 {
 }
 
 // recentLoss is the share lost over some reports: eight, or as many as it takes
-// to have 60 datagrams.
-func (o *observer) recentLoss() float64 {
+// to have 200 datagrams. It is not known where there were too few.
+func (o *observer) recentLoss() (float64, bool) {
 	if o.n < 2 || !o.back(0).found {
-		return 0
+		return 0, false
 	}
 	b := o.back(0)
 	var sent, got float64
@@ -273,14 +273,33 @@ func (o *observer) recentLoss() float64 {
 			continue
 		}
 		sent, got = float64(b.sent.packets-a.sent.packets), float64(b.arrived-a.arrived)
-		if k >= 8 && sent >= 60 {
+		if k >= 8 && sent >= 200 {
 			break
 		}
 	}
-	if sent < 60 {
-		return 0
+	if sent < 100 {
+		return 0, false
 	}
-	return min(max(1-got/sent, 0), 1)
+	return min(max(1-got/sent, 0), 1), true
+}
+
+// lossBase is the least loss of the last 5 to 10 s: what the way loses at any
+// rate. A mean would take up what a policer drops, and then allow it.
+type lossBase struct {
+	least [2]float64
+	at    time.Duration
+	begun bool
+}
+
+func (l *lossBase) add(now time.Duration, loss float64) float64 {
+	switch {
+	case !l.begun || now-l.at > 2*bucketTime:
+		l.least, l.at, l.begun = [2]float64{1, 1}, now, true
+	case now-l.at > bucketTime:
+		l.least, l.at = [2]float64{1, l.least[0]}, now
+	}
+	l.least[0] = min(l.least[0], loss)
+	return min(l.least[0], l.least[1])
 }
 
 // state fills in what every strategy knows.

@@ -11,6 +11,9 @@ const (
 	// fastRate is where a link counts as fast: its queue is short in time, so one
 	// report more is awaited, since a host that is busy shows as delay too.
 	fastRate = 200e6 / 8
+	// usedUp is the share of the rate that must have left for the rate to be what
+	// holds the traffic back, where no Bulk waits: Telemetry has no backlog here.
+	usedUp = 0.9
 	// standingTime is how long a queue stands before it counts on an open path.
 	standingTime = 120 * time.Millisecond
 )
@@ -64,7 +67,10 @@ func (c *DelayRate) measureBacklog() {
 		c.backlog = min(1, seconds(c.waited)/max(seconds(c.span), c.dt))
 		c.waited, c.span = 0, 0
 	}
-	c.used = !c.open.on && !c.drain && c.outRate(100*time.Millisecond) > 0.9*c.rate
+	c.usage = 0
+	if !c.open.on && !c.drain {
+		c.usage = c.outRate(100*time.Millisecond) / c.rate
+	}
 }
 
 // anchor ties the queue model to the newest packet of the last report.
@@ -181,7 +187,9 @@ func (c *DelayRate) checkDrain(h *heard) {
 		} else {
 			c.fails = 0
 		}
-		c.compete = c.compete || c.fails >= 3
+		if c.fails >= 3 && !c.compete {
+			c.compete, c.competeAt = true, h.now
+		}
 	}
 	if !c.compete {
 		return
@@ -190,8 +198,11 @@ func (c *DelayRate) checkDrain(h *heard) {
 		c.compete, c.fails = false, 0
 	}
 	// A floor that does not arrive was that of a better link.
-	if x := c.delivery(0, 400*time.Millisecond, true); x > 0 && h.loaded && c.rate <= c.floor() && x < 0.8*c.rate && c.backlog > 0.5 {
-		c.peaks.lower(x)
+	if h.now-c.competeAt > time.Second+duration(c.rtt) && h.loaded && c.rate <= c.floor() && c.backlog > 0.5 {
+		if x := c.delivery(0, 400*time.Millisecond, true); x > 0 && x < 0.8*c.rate {
+			c.peaks.lower(x)
+			c.competeAt = h.now
+		}
 	}
 	c.setRate(max(c.rate, c.floor()))
 }
@@ -199,7 +210,7 @@ func (c *DelayRate) checkDrain(h *heard) {
 // limited tells whether it is the rate that makes the queue. A trickle meets
 // queues of others, and its delivery says nothing of the link.
 func (c *DelayRate) limited(h *heard) bool {
-	if c.backlog > 0.3 || c.used || c.open.on || h.dl > 0.5*c.rate {
+	if c.backlog > 0.3 || c.usage > usedUp || c.open.on || h.dl > 0.5*c.rate {
 		return true
 	}
 	if out := c.sendRate(h.window); out > 1.02*h.dl && out > 0.25*c.rate {
@@ -215,8 +226,10 @@ func (c *DelayRate) decrease(h *heard) {
 		return // not our queue
 	}
 	if h.sentAt <= c.drainEnd {
-		// Old news. Does the model say that the queue is still there?
-		if c.queue(h.now) > h.thr && !c.compete {
+		// Old news. Does the model say that the queue is still there? It may be
+		// wrong where others are in the queue: then a look at it is due.
+		if c.queue(h.now) > h.thr && !c.compete && c.again < 2 {
+			c.again++
 			c.startDrain(h.now)
 		}
 		return
@@ -251,7 +264,7 @@ func (c *DelayRate) decrease(h *heard) {
 		factor = cutNoisy
 	}
 	c.setRate(min(c.rate, factor*share))
-	c.cutQ, c.cutAt = h.q, h.now
+	c.cutQ, c.cutAt, c.again = h.q, h.now, 0
 	if c.compete {
 		c.setRate(max(c.rate, c.floor()))
 		c.endDrain(h.now)
@@ -274,19 +287,19 @@ func (c *DelayRate) search(h *heard) {
 		}
 		return
 	}
-	if !c.busy() {
+	if c.backlog < 0.3 && c.usage < 0.6 {
 		c.train.result = h.now // none was needed
 		return
 	}
 	trainless := h.noisy || h.now-c.train.result > duration(max(0.4, 5*h.d))
-	if trainless && h.now >= c.grew+duration(h.d) && !c.policed(h) {
+	if trainless && c.busy() && h.now >= c.grew+duration(h.d) && !c.policed(h) {
 		c.setRate(1.25 * c.rate)
 		c.grew = h.now
 	}
 }
 
 // busy tells whether more rate would be used.
-func (c *DelayRate) busy() bool { return c.backlog > 0.5 || c.used }
+func (c *DelayRate) busy() bool { return c.backlog > 0.5 || c.usage > usedUp }
 
 // tryOpen takes the limit away where trains say that the link is faster than we are.
 func (c *DelayRate) tryOpen(h *heard) bool {
@@ -299,17 +312,20 @@ func (c *DelayRate) tryOpen(h *heard) bool {
 
 // policed answers loss without delay: a policer, or a queue of few packets.
 func (c *DelayRate) policed(h *heard) bool {
-	loss := c.recentLoss()
-	c.lossBase += (loss - c.lossBase) * 0.01
-	busy := c.backlog > 0.3 || c.used || c.open.on
-	if loss <= 2*c.lossBase+0.08 || !busy || h.dl <= 0 || h.sentAt <= c.drainEnd || h.now-c.cutAt <= duration(2*h.d) {
+	loss, known := c.recentLoss()
+	if !known {
+		return false
+	}
+	base := c.lossBase.add(h.now, loss)
+	busy := c.backlog > 0.3 || c.usage > usedUp || c.open.on
+	if loss <= 2*base+0.08 || !busy || h.dl <= 0 || h.sentAt <= c.drainEnd || h.now-c.cutAt <= duration(2*h.d) {
 		return false
 	}
 	if c.open.on {
 		c.open.shut(h.now)
 	}
 	c.startup = false
-	c.setRate(0.97 * h.dl / (1 - min(0.5, c.lossBase)))
+	c.setRate(0.97 * h.dl / (1 - min(0.5, base)))
 	c.cutAt = h.now
 	return true
 }
@@ -324,12 +340,12 @@ func (c *DelayRate) grow(h *heard) {
 	if h.noisy {
 		quiet = h.now-c.cutAt > duration(max(0.4, 5*h.d))
 	}
-	clear := h.q < c.clear()
+	empty := h.q < c.clear()
 	step := 0.0
 	switch {
 	case quiet && h.noisy:
 		step = 1.05
-	case quiet && clear && c.rate >= fastRate:
+	case quiet && empty && c.rate >= fastRate:
 		step = 1.02 // a fast link fills a short queue slowly
 	}
 	if step > 0 && h.now >= c.grew+duration(h.d) {
@@ -337,7 +353,7 @@ func (c *DelayRate) grow(h *heard) {
 		c.grew = h.now
 	}
 	r := c.rate + increase*math.Sqrt(c.rate*increaseScale)*min(1, 0.065/h.d)*min(c.dt, 0.1)
-	if quiet && clear && !h.noisy && h.res > 1.3*r {
+	if quiet && empty && !h.noisy && h.res > 1.3*r {
 		r = min(1.5*r, 0.92*h.res)
 		c.train.next = h.now
 		c.setRate(r)

@@ -68,7 +68,6 @@ func (t *train) take(now time.Duration, r *Report) float64 {
 // a queue stands.
 type open struct {
 	on    bool
-	since time.Duration
 	until time.Duration // not to be opened before
 	fails int
 }
