@@ -135,17 +135,41 @@ func (n *Node) Join(ctx context.Context, token, url string, flags ...string) (ne
 	return n.Cmd(ctx, "join", args...)
 }
 
-// Configure adds lines to the node's config.toml.
+// Configure adds lines to the node's config.toml: tables, and what they hold. A
+// table that the file has already gets the lines.
 func (n *Node) Configure(lines string) error {
-	f, err := os.OpenFile(filepath.Join(n.Home, "config.toml"), os.O_WRONLY|os.O_APPEND, 0)
+	name := filepath.Join(n.Home, "config.toml")
+	b, err := os.ReadFile(name)
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", n.Name, err)
 	}
-	_, err = f.WriteString("\n" + lines)
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err := os.WriteFile(name, []byte(addTables(string(b), lines)), 0o600); err != nil {
 		return fmt.Errorf("configure %s: %w", n.Name, err)
 	}
 	return nil
+}
+
+// addTables adds tables to a TOML file.
+func addTables(file, tables string) string {
+	file = "\n" + file + "\n"
+	head := -1 // where the next line goes, -1 for the end
+	for line := range strings.Lines(tables) {
+		if strings.HasPrefix(line, "[") {
+			head = strings.Index(file, "\n"+line)
+			if head >= 0 && !strings.HasPrefix(line, "[[") {
+				head += len("\n" + line)
+				continue
+			}
+			head = -1
+		}
+		if head < 0 {
+			file += line
+			continue
+		}
+		file = file[:head] + line + file[head:]
+		head += len(line)
+	}
+	return file[1:]
 }
 
 // Spawn starts the node's daemon and does not wait for it.

@@ -5,6 +5,7 @@ package latency
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -13,11 +14,12 @@ import (
 	"github.com/bauxite-mesh/bauxite/lab/world"
 )
 
-// probeSize is the payload of a Critical request.
-const probeSize = 64
+// probeSize is the payload of a Critical request: more than what is Critical for
+// its size.
+const probeSize = 128
 
-// probeLane is what the configuration needs so that requests are Critical.
-const probeLane = ""
+// probeLane has requests travel as Critical.
+var probeLane = fmt.Sprintf("[[lane]]\nlane = \"critical\"\nproto = \"udp\"\nport = %d\n", world.EchoPort)
 
 // startTime is the part of a load that is reported apart.
 const startTime = 2 * time.Second
