@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,9 +26,13 @@ type linuxDevice struct {
 	name   string
 	mtu    int
 	queues []*queue
+	index  int
 	closed atomic.Bool
-	once   sync.Once
-	err    error
+
+	mu    sync.Mutex      // guards stats
+	stats *netlink.Handle // of the network namespace in which the interface is
+	once  sync.Once
+	err   error
 }
 
 type queue struct {
@@ -70,7 +75,43 @@ func openDefault(cfg Config) (Device, error) {
 		_ = d.Close()
 		return nil, fmt.Errorf("open tun %s: %w", cfg.Name, err)
 	}
+	if err := d.count(); err != nil {
+		_ = d.Close()
+		return nil, fmt.Errorf("open tun %s: %w", cfg.Name, err)
+	}
 	return d, nil
+}
+
+// count prepares Dropped, which may be called from any thread.
+func (d *linuxDevice) count() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	link, err := h.LinkByName(d.name)
+	if err != nil {
+		h.Close()
+		return fmt.Errorf("find interface: %w", err)
+	}
+	d.stats, d.index = h, link.Attrs().Index
+	return nil
+}
+
+// Dropped implements DropCounter.
+func (d *linuxDevice) Dropped() (uint64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stats == nil || d.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	link, err := d.stats.LinkByIndex(d.index)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("read statistics of tun %s: %w", d.name, err)
+	case link.Attrs().Statistics == nil:
+		return 0, fmt.Errorf("read statistics of tun %s: %w", d.name, errors.ErrUnsupported)
+	}
+	return link.Attrs().Statistics.TxDropped, nil
 }
 
 func openQueue(name string, flags uint16) (*queue, error) {
@@ -189,6 +230,12 @@ func (d *linuxDevice) Close() error {
 		d.closed.Store(true)
 		for _, q := range d.queues {
 			d.err = errors.Join(d.err, q.file.Close())
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.stats != nil {
+			d.stats.Close()
+			d.stats = nil
 		}
 	})
 	return d.err

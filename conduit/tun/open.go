@@ -24,8 +24,8 @@ type Config struct {
 	// Queues is how many queues the kernel spreads packets over; zero means 1.
 	// Linux only.
 	Queues int
-	// TxQueueLen is how many packets the kernel holds for us; zero means 500.
-	// Linux only.
+	// TxQueueLen is how many packets the kernel holds for each queue until Read takes
+	// them; zero means DefaultTxQueueLen. Linux only.
 	TxQueueLen int
 	// Driver is "linux", "water", or empty for the best that the system has.
 	Driver string
@@ -60,7 +60,7 @@ func Open(cfg Config) (Device, error) {
 		cfg.Queues = 1
 	}
 	if cfg.TxQueueLen == 0 {
-		cfg.TxQueueLen = 500
+		cfg.TxQueueLen = DefaultTxQueueLen
 	}
 	switch cfg.Driver {
 	case "":
