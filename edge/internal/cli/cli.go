@@ -87,7 +87,7 @@ func (a *App) command() *cli.App {
 	}
 	app.OnUsageError = usageProblem
 	app.Commands = []*cli.Command{
-		a.joinCommand(), a.runCommand(), a.statusCommand(), a.peersCommand(), a.pathsCommand(), a.connectCommand(), a.pingCommand(), a.policyCommand(),
+		a.joinCommand(), a.runCommand(), a.statusCommand(), a.peersCommand(), a.pathsCommand(), a.connectCommand(), a.pingCommand(), a.metricsCommand(), a.policyCommand(),
 		a.netcheckCommand(), a.leaveCommand(), a.versionCommand(), a.completionCommand(), a.exitCodesCommand(),
 	}
 	for _, c := range app.Commands {

@@ -51,6 +51,7 @@ type Config struct {
 	Uplinks   []Uplink  `toml:"uplink,omitempty"`
 	Pacing    Pacing    `toml:"pacing" comment:"How fast each path is filled, so that what is urgent need not wait in a modem's queue:\nstrategy = \"delay-rate\" measures it, \"fixed\" sends at rate, \"none\" at once.\nrate = \"20Mbit\"        # of \"fixed\"\nfloor = 0.3            # share of the rate that is kept beside traffic which fills the queue\ncritical_share = 0.4   # how much of the rate Critical may take\n\nRules for the lane of what is sent; the first that matches counts. Then ICMP and packets\nunder 100 bytes are critical, port 5006 is telemetry, and the rest is bulk:\n[[lane]]\nlane = \"critical\"\nproto = \"udp\"          # or \"tcp\", \"icmp\", a number\nport = \"7400-7499\"     # of either side, or src_port, dst_port\ndscp = [\"ef\", 40]      # marks that the sender made\nbelow = 300            # bytes"`
 	Lanes     []Lane    `toml:"lane,omitempty"`
+	Metrics   Metrics   `toml:"metrics" comment:"Where Prometheus may read how the node is doing, in plain HTTP at /metrics:\nlisten = \"127.0.0.1:9464\", or \"none\""`
 	Log       Log       `toml:"log" comment:"format = \"console\" on a terminal, else \"json\"\nlevel = \"info\", or \"debug\", \"warn\", \"error\""`
 }
 
@@ -217,7 +218,7 @@ func (c *Config) Validate() error {
 	if f := c.PSK.File; f != "" && (len(f) > 4096 || strings.ContainsRune(f, 0)) {
 		return bad("psk.file", "is no file name")
 	}
-	for _, check := range []func() error{c.checkUplinks, c.checkLanes, c.checkPacing} {
+	for _, check := range []func() error{c.checkUplinks, c.checkLanes, c.checkPacing, c.checkMetrics} {
 		if err := check(); err != nil {
 			return err
 		}

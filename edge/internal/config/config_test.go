@@ -51,6 +51,7 @@ func TestRoundTrip(t *testing.T) {
 			{Lane: "telemetry", DSCP: "cs1"},
 			{Lane: "bulk"},
 		}
+		c.Metrics = Metrics{Listen: "127.0.0.1:9464"}
 		c.Log = Log{Format: "json", Level: "warn"}
 		c.PSK.File = "other"
 		c.Hub.Proxy = "http://proxy.example:3128"

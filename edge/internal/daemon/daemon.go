@@ -27,6 +27,7 @@ import (
 	"github.com/bauxite-mesh/bauxite/edge/internal/join"
 	"github.com/bauxite-mesh/bauxite/edge/internal/local"
 	"github.com/bauxite-mesh/bauxite/edge/internal/logging"
+	"github.com/bauxite-mesh/bauxite/edge/internal/metrics"
 )
 
 // stopTime is how long an orderly stop may take; after it the process goes
@@ -191,9 +192,10 @@ type daemon struct {
 	workers sync.WaitGroup
 	cancel  context.CancelFunc // ends workers
 
-	dev    tun.Device
-	node   Node
-	server *local.Server
+	dev     tun.Device
+	node    Node
+	server  *local.Server
+	metrics *metrics.Server // nil: nobody wants it
 }
 
 // connect prepares the link to the hub, and what works with it. It does no I/O.
@@ -255,6 +257,7 @@ func (d *daemon) start(ctx context.Context, deps Deps) (err error) {
 		PSK: d.id.PSK, PSKEpoch: d.id.PSKEpoch, Cipher: c.Transport.Cipher,
 		Hub: d.link, Device: d.dev, Port: c.Transport.Port, STUNServers: c.STUN(),
 		Uplinks: c.UplinkRules(), Bonding: c.BondingModes(), Relay: c.Transport.Relay,
+		Lanes: c.LaneRules(), Pacing: c.PacingSettings(), NoDSCP: c.NoDSCP(),
 		StateFile:    filepath.Join(d.cfg.Home, home.SnapshotFile),
 		MeshPrefixes: c.Node.MeshCIDRs, Logger: d.log.With("part", "conduit"),
 	})
@@ -275,6 +278,7 @@ func (d *daemon) start(ctx context.Context, deps Deps) (err error) {
 		epoch: d.key.epoch.Load, status: d.node.Status, send: d.link.Report,
 	}
 	d.workers.Go(func() { rep.run(run) })
+	d.serveMetrics(ctx)
 	d.server, err = local.Serve(filepath.Join(d.cfg.Home, home.SocketFile), d, d.log.With("part", "local"))
 	return err
 }
@@ -290,6 +294,9 @@ func (d *daemon) stop() error {
 		}
 		if d.server != nil {
 			errs = append(errs, d.server.Close())
+		}
+		if d.metrics != nil {
+			errs = append(errs, d.metrics.Close())
 		}
 		if d.node != nil {
 			errs = append(errs, d.node.Close())
