@@ -247,7 +247,7 @@ func (c *DelayRate) decrease(h *heard) {
 	searching := false
 	if c.startup {
 		// The window may span idle time.
-		if c.train.count == 0 && !h.noisy {
+		if c.train.count == 0 && !c.trainless(h) {
 			share, searching = max(share, c.delivery(0, 8*time.Millisecond, true)), true
 		} else if c.train.rate < veryFast {
 			share = max(share, 0.85*c.train.rate)
@@ -291,11 +291,15 @@ func (c *DelayRate) search(h *heard) {
 		c.train.result = h.now // none was needed
 		return
 	}
-	trainless := h.noisy || h.now-c.train.result > duration(max(0.4, 5*h.d))
-	if trainless && c.busy() && h.now >= c.grew+duration(h.d) && !c.policed(h) {
+	if c.trainless(h) && c.busy() && h.now >= c.grew+duration(h.d) && !c.policed(h) {
 		c.setRate(1.25 * c.rate)
 		c.grew = h.now
 	}
+}
+
+// trainless tells that trains cannot show the rate: the delay varies, or none came through.
+func (c *DelayRate) trainless(h *heard) bool {
+	return h.noisy || h.now-c.train.result > duration(max(0.4, 5*h.d))
 }
 
 // busy tells whether more rate would be used.
