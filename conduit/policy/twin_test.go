@@ -248,7 +248,7 @@ func (w *twins) count(s *spec, allowed bool) {
 // of both ends.
 func TestTwin(t *testing.T) {
 	policies, packets := 500, 10_000
-	if testing.Short() {
+	if testing.Short() || slow {
 		packets = 500
 	}
 	allowed, denied := map[string]int{}, map[string]int{}
