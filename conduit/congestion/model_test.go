@@ -51,7 +51,6 @@ type model struct {
 	newest           arrival
 	train            TrainSeen
 	trainSent        Train
-	offered          bool
 
 	// What came of it.
 	critical  []time.Duration // queueing delay
@@ -266,7 +265,7 @@ func (m *model) worst(i int) time.Duration {
 
 func between[T int | float64 | time.Duration](t *testing.T, what string, got, low, high T) {
 	t.Helper()
-	if !(got >= low && got <= high) {
+	if ok := got >= low && got <= high; !ok {
 		t.Errorf("%s = %v, want %v to %v", what, got, low, high)
 	}
 }

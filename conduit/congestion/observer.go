@@ -304,7 +304,7 @@ func (l *lossBase) add(now time.Duration, loss float64) float64 {
 
 // state fills in what every strategy knows.
 func (o *observer) state(name string, rate float64) State {
-	s := State{Name: name, Rate: rate, RTT: duration(o.rtt), Queue: duration(min(o.q50, 1e6)), LossSamples: int(o.allW + 0.5)}
+	s := State{Name: name, Rate: rate, RTT: duration(o.rtt), Queue: duration(min(o.q50, 1e6)), LossSamples: int(min(o.allW, 1e9) + 0.5)}
 	if t := min(o.trips[0], o.trips[1]); t != math.MaxInt64 {
 		s.BaseRTT = t
 	}

@@ -41,7 +41,8 @@ type record struct {
 }
 
 func (r *record) add(now time.Duration, s *Sent) {
-	size, packets := max(s.Bytes, 0), max(s.Packets, 0)
+	// No call stands for so much; sums stay sums even so.
+	size, packets := min(max(s.Bytes, 0), 1<<40), min(max(s.Packets, 0), 1<<30)
 	r.bytes += uint64(size)
 	if s.Session == 0 {
 		return
