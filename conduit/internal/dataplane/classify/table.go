@@ -71,9 +71,9 @@ type table struct {
 type portSets struct{ src, dst, either uint32 }
 
 func compile(rules []Rule) *table {
-	t := &table{rules: slices.Clone(rules), words: uint32(max(1, (len(rules)+63)/64))}
+	t := &table{words: uint32(max(1, (len(rules)+63)/64))}
 	t.inspect = make(set, t.words)
-	for i, r := range t.rules {
+	for i, r := range rules {
 		t.lanes = append(t.lanes, r.Lane)
 		if r.inspect {
 			t.inspect[i/64] |= 1 << (i % 64)
@@ -82,8 +82,8 @@ func compile(rules []Rule) *table {
 	index := make(map[string]uint32) // of sets that are the same
 	where := func(match func(r *Rule) bool) uint32 {
 		s := make(set, t.words)
-		for i := range t.rules {
-			if match(&t.rules[i]) {
+		for i := range rules {
+			if match(&rules[i]) {
 				s[i/64] |= 1 << (i % 64)
 			}
 		}
@@ -106,8 +106,8 @@ func compile(rules []Rule) *table {
 	for d := range t.dscp {
 		t.dscp[d] = where(func(r *Rule) bool { return len(r.DSCP) == 0 || slices.Contains(r.DSCP, uint8(d)) })
 	}
-	for i := range t.rules {
-		if b := t.rules[i].Below; b != 0 {
+	for i := range rules {
+		if b := rules[i].Below; b != 0 {
 			t.sizes = append(t.sizes, b)
 		}
 	}
@@ -117,14 +117,14 @@ func compile(rules []Rule) *table {
 		t.sizeSet = append(t.sizeSet, where(func(r *Rule) bool { return r.Below == 0 || size <= r.Below }))
 	}
 	t.sizeSet = append(t.sizeSet, where(func(r *Rule) bool { return r.Below == 0 }))
-	t.compilePorts(where)
+	t.compilePorts(rules, where)
 	return t
 }
 
-func (t *table) compilePorts(where func(func(*Rule) bool) uint32) {
+func (t *table) compilePorts(rules []Rule, where func(func(*Rule) bool) uint32) {
 	edges := map[int]bool{0: true} // where the sets may change
-	for i := range t.rules {
-		for _, p := range []Ports{t.rules[i].Port, t.rules[i].SrcPort, t.rules[i].DstPort} {
+	for i := range rules {
+		for _, p := range []Ports{rules[i].Port, rules[i].SrcPort, rules[i].DstPort} {
 			if !p.any() {
 				edges[int(p.Lo)], edges[int(p.Hi)+1] = true, true
 			}

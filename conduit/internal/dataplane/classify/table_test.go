@@ -89,6 +89,26 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// Each of many sizes has its edge.
+func TestSizes(t *testing.T) {
+	for _, n := range []int{1, 8, 9, 150} {
+		var rules []Rule
+		for i := range n {
+			rules = append(rules, Rule{Below: 210 + 10*i, Lane: packet.Lane(i % 3)})
+		}
+		c := New(Config{Rules: rules})
+		for size := 195; size < 220+10*n; size++ {
+			want := packet.Bulk
+			if i := max(0, (size-200)/10); i < n {
+				want = packet.Lane(i % 3)
+			}
+			if got := c.Class(nil, &packet.Info{Proto: 17, Len: size}, 1, 0); got != want {
+				t.Errorf("%d sizes, %d bytes: %v, want %v", n, size, got, want)
+			}
+		}
+	}
+}
+
 // No rule takes ICMP errors and neighbour discovery out of Critical.
 func TestVital(t *testing.T) {
 	c := New(Config{Rules: []Rule{{Lane: packet.Bulk}}})
