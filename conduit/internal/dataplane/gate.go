@@ -17,8 +17,8 @@ import (
 // and Bulk stay in their lanes.
 const (
 	gateTime = 5 * time.Millisecond
-	// The kernel charges what a buffer takes, not what is in it.
-	truesize = 2
+	// The kernel charges what a buffer takes, some 1.6 times a full packet.
+	truesize = 1.6
 	minGate  = 8 << 10
 	gateStep = int64(500 * time.Microsecond)
 )

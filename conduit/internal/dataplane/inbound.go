@@ -29,11 +29,11 @@ type reader struct {
 	// to the device.
 	plain [][]byte
 	wire  uint64
-	// at is when the datagram came, by the kernel's word; follower is set where it
-	// was coalesced with one before it.
-	at       int64
-	follower bool
-	clock    realtime
+	// at is when the datagram came, by the kernel's word, or where rough is set when it
+	// was read; follower is set where it was coalesced with one before it.
+	at              int64
+	rough, follower bool
+	clock           realtime
 	// The last lookup of a path's counters.
 	cached struct {
 		in   *tracked
@@ -71,7 +71,8 @@ func (d *Dataplane) readSocket(l *link, socket int) {
 		r.clock.look(r.now)
 		for i := range msgs[:n] {
 			m := &msgs[i]
-			r.at, r.follower = r.clock.at(m.Time, r.now), false
+			r.at, r.rough = r.clock.at(m.Time, r.now)
+			r.follower = false
 			seg := m.Segment
 			if seg <= 0 {
 				seg = m.N

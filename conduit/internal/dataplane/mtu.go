@@ -38,10 +38,11 @@ func (d *Dataplane) refit(ready []*packet.Buf, b *packet.Buf, info *packet.Info,
 	}
 	p, _ := b.Dest.(*Peer)
 	if !packet.Fragmentable(b.Bytes()) {
+		d.countDrop(p, TxTooBig)
 		if d.big[b.FlowHash%bigSlots].allow(now, bigGap, 0) {
 			d.tellTooBig(b.Bytes(), info, room)
 		}
-		d.drop(b, p, TxTooBig)
+		b.Release()
 		return ready
 	}
 	var piece packet.Info

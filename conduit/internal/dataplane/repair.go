@@ -27,9 +27,11 @@ const (
 	minLossSamples = 100
 	maxCopies      = 3
 	// Copies may take copyShare of the rate, and minCopyRate (bytes per second) in
-	// any case; copySlack is what they may take at once.
+	// any case, anyCopyRate where no rate is known; copySlack is what they may take
+	// at once.
 	copyShare   = 0.1
 	minCopyRate = 64e3
+	anyCopyRate = 1e6
 	copySlack   = int64(250 * time.Millisecond)
 )
 
@@ -118,9 +120,7 @@ func (s *sender) copy(p *Peer, slot *ringSlot) {
 	w := &set.lanes[packet.Critical][0]
 	rate := minCopyRate
 	if pipe := w.pipe(); pipe != nil {
-		if r := pipe.Rate(); !math.IsInf(r, 1) {
-			rate = max(rate, copyShare*r)
-		}
+		rate = max(rate, min(copyShare*pipe.Rate(), anyCopyRate))
 	}
 	c := &p.out.copies
 	cost := int64(float64(slot.len+w.over) / rate * 1e9)

@@ -43,7 +43,7 @@ func (r *reader) arrived(st *pathStat, s *Session, size int) {
 	}
 	a := report.Arrival{
 		Lane: r.hdr.Lane, Session: s.LocalIndex, Counter: r.hdr.Counter, Size: size, Sent: r.hdr.Time,
-		At: r.at, Follower: r.follower, Data: isData,
+		At: r.at, Follower: r.follower, Rough: r.rough, Data: isData,
 	}
 	r.d.dueReport(st, rx.Arrived(&a))
 }
@@ -173,14 +173,12 @@ type realtime struct{ offset int64 }
 // look compares the two clocks. The wall clock may be set at any time.
 func (c *realtime) look(now int64) { c.offset = now - time.Now().UnixNano() }
 
-// at returns when a message with that stamp arrived, at the latest now.
-func (c *realtime) at(stamp, now int64) int64 {
-	if stamp == 0 {
-		return now
+// at returns when a message with that stamp arrived, at the latest now; rough is set
+// where that is only when it was read.
+func (c *realtime) at(stamp, now int64) (at int64, rough bool) {
+	at = stamp + c.offset
+	if stamp == 0 || at > now || at < now-int64(time.Second) {
+		return now, true
 	}
-	at := stamp + c.offset
-	if at > now || at < now-int64(time.Second) {
-		return now
-	}
-	return max(at, 1)
+	return max(at, 1), false
 }
