@@ -49,7 +49,6 @@ type set []uint64
 // it: what all fields agree on matches, and the lowest of it counts. So the cost
 // grows by one word of 64 rules at a time.
 type table struct {
-	rules   []Rule
 	lanes   []packet.Lane // of rules
 	words   uint32
 	inspect set // the rules that ask the Inspector

@@ -463,7 +463,7 @@ func TestAgainstTwin(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	count := make(map[string]int)
 	in := make([]byte, 4096)
-	for range 2000 {
+	for range 500 {
 		for i := range in {
 			in[i] = byte(rng.Uint32())
 		}
@@ -472,7 +472,7 @@ func TestAgainstTwin(t *testing.T) {
 	for _, v := range []int{4, 6} {
 		for f := range 3 {
 			for l := range packet.Lane(packet.NumLanes) {
-				if name := fmt.Sprintf("%v of v%d, fragment %d", l, v, f); count[name] < 50 {
+				if name := fmt.Sprintf("%v of v%d, fragment %d", l, v, f); count[name] < 10 {
 					t.Errorf("only %d packets were %s", count[name], name)
 				}
 			}
