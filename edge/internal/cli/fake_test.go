@@ -56,6 +56,8 @@ func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 	}
 	st.Lanes.Bulk.TxPackets, st.Lanes.Bulk.TxBytes = 1234567, 104857600
 	switch os.Getenv("FAKE_NODE") {
+	case "busy":
+		busy(st, ago)
 	case "plain":
 		st.Node.Uplinks = nil
 		for i := range st.Peers {
@@ -68,6 +70,30 @@ func (n *fakeNode) Status(context.Context) (*conduit.Status, error) {
 		st.Hub.Since, st.Hub.FromSnapshot = ago(2*time.Minute), true
 	}
 	return st, nil
+}
+
+// busy makes it one whose uplink is full.
+func busy(st *conduit.Status, ago func(time.Duration) time.Time) {
+	st.Hub = conduit.HubStatus{Connected: true}
+	st.Node.Uplinks = st.Node.Uplinks[:2]
+	u := &st.Node.Uplinks[1]
+	u.Addresses, u.Metered, u.Spent, u.Rate, u.Backlog, u.Held = u.Addresses[:1], false, false, 20e6, 65000, []string{"bulk"}
+	st.Peers[1].Paths[0].Pacing = &conduit.PacingStatus{
+		Strategy: "delay-rate", State: conduit.PaceSteady, Rate: 16.25e6, Delivery: 15.9e6, Queue: 4.2, BaseRTT: 12.1, Noise: 0.5, Waiting: 9100,
+	}
+	st.Peers[1].Paths[1].Pacing = &conduit.PacingStatus{
+		Strategy: "delay-rate", State: conduit.PaceCompeting, Rate: 840e3, Delivery: 800e3, Queue: 131, BaseRTT: 48, Noise: 8, Loss: 0.034, Copies: 2,
+	}
+	st.Peers[1].Paths[2].Pacing = &conduit.PacingStatus{Strategy: "null", State: conduit.PaceUnlimited} // nothing uses it
+	l := &st.Lanes
+	l.Critical = conduit.LaneStatus{TxPackets: 90210, TxBytes: 9e6, RxPackets: 90110, RxBytes: 9e6, Sojourn: 0.04, SojournMax: 0.31}
+	l.Telemetry = conduit.LaneStatus{TxPackets: 4500, TxBytes: 5e6, RxPackets: 1, RxBytes: 80, Queued: 1, Sojourn: 1.2, SojournMax: 9.6, Demoted: 12}
+	l.Bulk.Queued, l.Bulk.QueuedBytes, l.Bulk.Sojourn, l.Bulk.SojournMax = 7, 9100, 24, 131.5
+	l.Bulk.Dropped, l.Bulk.DroppedBy, l.Bulk.Marked = 42, map[string]uint64{"codel": 40, "overflow": 2, "age": 0}, 17
+	st.Policy.Alarms = []conduit.PolicyAlarm{
+		{Rule: "camera", Peer: "robot7", Lane: "telemetry", Action: "demote", Packets: 12, Since: ago(2 * time.Minute)},
+		{Rule: "odd\nname", Packets: 1},
+	}
 }
 
 // Ping is answered as over an uplink whose Bulk stands in a queue; every fifth echo in

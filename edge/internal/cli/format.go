@@ -47,7 +47,8 @@ func (a *App) table(b *strings.Builder, rows [][]string, paint func(row, col int
 
 func numeric(rows [][]string, x int) bool {
 	switch rows[0][x] {
-	case "SENT", "BYTES", "DROPPED", "RECEIVED", "RTT", "LOSS", "MTU", "SINCE":
+	case "SENT", "BYTES", "DROPPED", "RECEIVED", "RTT", "LOSS", "MTU", "SINCE", "RATE", "QUEUE", "BASE", "COPIES", "QUEUED", "WAIT",
+		"MIN", "AVG", "P50", "P99", "MAX", "MDEV", "HERE", "THERE":
 		return true
 	}
 	return false

@@ -128,6 +128,11 @@ func (a *App) writePaths(b *strings.Builder, p *local.Peer) {
 		}
 		return cell
 	})
+	for i := range p.Paths {
+		if w := &p.Paths[i]; w.Pacing != nil && w.Carries() {
+			fmt.Fprintf(b, "  %s: %s\n", via(w), paced(w.Pacing))
+		}
+	}
 	carries := slices.ContainsFunc(p.Paths, func(w local.Way) bool { return w.Carries() })
 	for i := range p.Paths {
 		// Of what is in use there is nothing to explain, and while something carries
@@ -136,15 +141,20 @@ func (a *App) writePaths(b *strings.Builder, p *local.Peer) {
 		if w.Reason == "" || len(w.Lanes) > 0 || carries && !w.Carries() {
 			continue
 		}
-		name := w.Kind
-		if w.Uplink != "" {
-			name += " via " + w.Uplink
-		}
+		name := via(w)
 		if r := remote(w, 64); r != "-" {
 			name += " to " + r
 		}
 		fmt.Fprintf(b, "  %s: %s\n", name, oneLine(w.Reason))
 	}
+}
+
+// via names a path in a sentence.
+func via(w *local.Way) string {
+	if w.Uplink != "" {
+		return w.Kind + " via " + w.Uplink
+	}
+	return w.Kind
 }
 
 // keys says how old the keys are and how often they were replaced.

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"sort"
 	"strings"
 	"time"
 
@@ -17,8 +16,13 @@ import (
 
 func (a *App) statusCommand() *cli.Command {
 	return &cli.Command{
-		Name: "status", Usage: "show node, uplinks, hub, peers, lanes and counters", UsageText: "bauxite status [--json]",
-		Description: "Below each peer stand its other paths that can carry; bauxite paths shows all.\n\n" +
+		Name: "status", Usage: "show node, uplinks, hub, peers, pacing, lanes and counters", UsageText: "bauxite status [--json]",
+		Description: "Below each peer stand its other paths that can carry; bauxite paths shows all.\n" +
+			"PACING says of each path at which rate it is filled: start-up looks for the rate,\n" +
+			"draining lets the path's queue empty, competing is beside a flow of others that\n" +
+			"fills it. QUEUE is the delay there beyond BASE, COPIES is how often Telemetry is\n" +
+			"sent again to repair loss. WAIT is how long packets waited in a lane here: the mean\n" +
+			"of late, and the longest of the last second.\n\n" +
 			"Example, the peers without a path:\n  bauxite status --json | jq -r '.peers[] | select(.path.type == \"none\") | .name'",
 		Flags: []cli.Flag{jsonFlag()}, Action: a.status,
 	}
@@ -66,6 +70,7 @@ func (a *App) status(c *cli.Context) error {
 	b.WriteByte('\n')
 	a.writePeers(&b, st.Peers)
 	b.WriteByte('\n')
+	a.writePacing(&b, st.Peers)
 	a.writeLanes(&b, st)
 	if _, err := a.Stdout.Write([]byte(b.String())); err != nil {
 		return err
@@ -159,30 +164,11 @@ func (a *App) uplink(u *local.Uplink) string {
 	if u.Spent {
 		s += "  " + a.paint(a.Stdout, red, "budget spent")
 	}
+	if u.RateBPS > 0 {
+		s += "  at most " + rate(u.RateBPS)
+	}
+	if len(u.Held) > 0 {
+		s += "  " + a.paint(a.Stdout, yellow, strings.Join(u.Held, " and ")+" held, "+size(uint64(max(u.Backlog, 0)))+" in the system")
+	}
 	return s
-}
-
-func (a *App) writeLanes(b *strings.Builder, st *local.Status) {
-	rows := [][]string{{"LANE", "SENT", "BYTES", "DROPPED", "RECEIVED", "BYTES"}}
-	for _, name := range []string{"critical", "telemetry", "bulk"} {
-		l := st.Lanes[name]
-		rows = append(rows, []string{name, count(l.TxPackets), size(l.TxBytes), count(l.Dropped), count(l.RxPackets), size(l.RxBytes)})
-	}
-	c := st.Counters
-	rows = append(rows, []string{"total", count(c.TxPackets), size(c.TxBytes), count(c.TxDropped), count(c.RxPackets), size(c.RxBytes)})
-	a.table(b, rows, nil)
-	for _, d := range []struct {
-		what string
-		by   map[string]uint64
-	}{{"dropped while sending:", c.TxReasons}, {"dropped while receiving:", c.RxReasons}} {
-		var parts []string
-		for reason, n := range d.by {
-			if n > 0 {
-				parts = append(parts, reason+" "+count(n))
-			}
-		}
-		if sort.Strings(parts); len(parts) > 0 {
-			fmt.Fprintf(b, "%s %s\n", d.what, strings.Join(parts, ", "))
-		}
-	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bauxite-mesh/bauxite/conduit"
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
 )
 
@@ -23,6 +24,7 @@ var (
 type Status struct {
 	Node     Node            `json:"node"`
 	Hub      Hub             `json:"hub"`
+	Policy   Policy          `json:"policy"`
 	Peers    []Peer          `json:"peers"`
 	Counters Counters        `json:"counters"`
 	Lanes    map[string]Lane `json:"lanes"`
@@ -55,6 +57,15 @@ type Uplink struct {
 	Spent     bool     `json:"spent"`
 	TxBytes   uint64   `json:"tx_bytes"`
 	RxBytes   uint64   `json:"rx_bytes"`
+	RateBPS   float64  `json:"rate_bps"` // 0: no limit
+	Backlog   int      `json:"backlog_bytes"`
+	Held      []string `json:"held"` // lanes that wait for the system
+}
+
+// Policy is the policy in force.
+type Policy struct {
+	Version uint64                `json:"version"`
+	Alarms  []conduit.PolicyAlarm `json:"alarms"`
 }
 
 // Hub is the link to the hub.
@@ -95,6 +106,8 @@ type Way struct {
 	Lanes  []string  `json:"lanes"`
 	Since  time.Time `json:"since"`
 	Reason string    `json:"reason"` // why it is not used
+	// Pacing is nil where nothing is paced.
+	Pacing *conduit.PacingStatus `json:"pacing"`
 }
 
 // Carries reports whether packets can go over it.
@@ -135,6 +148,12 @@ type Lane struct {
 	RxPackets uint64 `json:"rx_packets"`
 	RxBytes   uint64 `json:"rx_bytes"`
 	Queued    int    `json:"queued"`
+	// SojournMS is a moving average, SojournMaxMS of the last second.
+	SojournMS    float64           `json:"sojourn_ms"`
+	SojournMaxMS float64           `json:"sojourn_max_ms"`
+	DroppedBy    map[string]uint64 `json:"dropped_by_reason"`
+	Marked       uint64            `json:"ecn_marked"`
+	Demoted      uint64            `json:"demoted"`
 }
 
 // Resolve finds a peer by its name, with or without ".mesh", its virtual address,
