@@ -31,6 +31,7 @@ type model struct {
 	load  func(now time.Duration) bool // Bulk waits; nil: always
 	lane  uint8                        // of the load; 0: Bulk
 	deaf  bool                         // no trains are reported
+	every bool                         // each batch counts as a train, and the longest is reported
 
 	st  Strategy
 	rng *rand.Rand
@@ -186,7 +187,7 @@ func (m *model) send(now time.Duration, lane uint8, bytes int, train bool, late 
 	}
 	a := arrival{at: max(now+delay, m.lastAt()), lane: lane, first: first, counter: m.counters[lane], packets: fit, bytes: fit * each}
 	a.delay = a.at - now
-	if train && fit == n {
+	if (train || m.every && n >= 4 && lane == Bulk) && fit == n {
 		a.train, a.dispersion = true, time.Duration(float64((n-1)*each)/speed*1e9)
 	}
 	m.arrivals = append(m.arrivals, a)
@@ -218,7 +219,7 @@ func (m *model) receive(now time.Duration) {
 		if a.lane != Critical {
 			m.last = max(m.last, now)
 		}
-		if a.train && !m.deaf {
+		if a.train && !m.deaf && (a.packets-1)*1410 > m.train.Bytes {
 			m.train = TrainSeen{First: a.first, Bytes: (a.packets - 1) * 1410, Dispersion: a.dispersion}
 		}
 		if m.delivered != nil {

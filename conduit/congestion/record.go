@@ -112,3 +112,28 @@ func (r *record) find(session uint32, lane uint8, counter uint64) (time.Duration
 	t.packets -= uint64(rest*float64(hit.packets) + 0.5)
 	return hit.at, t, true
 }
+
+// together tells whether bytes of Bulk behind the packet first left in one go
+// with it: within 200 us.
+func (r *record) together(first uint64, bytes int) bool {
+	for i := range r.n {
+		k := (r.head - 1 - i + len(r.ring)) % len(r.ring)
+		b := &r.ring[k]
+		if b.lane != Bulk || b.copies || first < b.first || first > b.last {
+			continue
+		}
+		got := float64(b.last-first) / (float64(b.last-b.first) + 1) * float64(b.bytes)
+		for ; i > 0 && got < float64(bytes); i-- {
+			k = (k + 1) % len(r.ring)
+			next := &r.ring[k]
+			if next.at-b.at > 200*time.Microsecond {
+				break
+			}
+			if next.lane == Bulk && next.session == b.session && !next.copies {
+				got += float64(next.bytes)
+			}
+		}
+		return got >= 0.98*float64(bytes)
+	}
+	return false
+}

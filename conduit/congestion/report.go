@@ -33,6 +33,7 @@ type heard struct {
 	dl     float64       // delivery, bytes/s
 	window time.Duration // of dl
 	res    float64       // what a train showed, bytes/s; 0: nothing
+	luck   float64       // the same, of a batch that was a train by chance
 }
 
 // Report implements [Strategy].
@@ -135,7 +136,9 @@ func (c *DelayRate) hear(now time.Duration, r *Report) heard {
 	h.thr = max(0.0025, 2.2*c.packetTime())
 	h.hard = h.q > 3*h.thr
 	h.dl = c.delivery(0, h.window, false)
-	h.res = c.train.take(now, r)
+	if h.res = c.train.take(now, r); h.res == 0 {
+		h.luck = c.chance(&h, r)
+	}
 	if h.q <= h.thr {
 		c.high = never
 	} else if c.high == never {
@@ -287,6 +290,12 @@ func (c *DelayRate) search(h *heard) {
 		}
 		return
 	}
+	if h.luck > 0 && c.busy() {
+		c.setRate(max(c.rate, min(4*c.rate, 0.92*h.luck)))
+		c.train.result = h.now
+		c.tryOpen(h)
+		return
+	}
 	if c.backlog < 0.3 && c.usage < 0.6 {
 		c.train.result = h.now // none was needed
 		return
@@ -357,8 +366,8 @@ func (c *DelayRate) grow(h *heard) {
 		c.grew = h.now
 	}
 	r := c.rate + increase*math.Sqrt(c.rate*increaseScale)*min(1, 0.065/h.d)*min(c.dt, 0.1)
-	if quiet && empty && !h.noisy && h.res > 1.3*r {
-		r = min(1.5*r, 0.92*h.res)
+	if res := max(h.res, h.luck); quiet && empty && !h.noisy && res > 1.3*r {
+		r = min(1.5*r, 0.92*res)
 		c.train.next = h.now
 		c.setRate(r)
 		c.tryOpen(h)

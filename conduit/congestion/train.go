@@ -57,10 +57,35 @@ func (t *train) take(now time.Duration, r *Report) float64 {
 	}
 	t.left, t.result, t.next = never, now, now+trainEvery
 	t.count++
+	t.note(s)
+	return t.rate
+}
+
+func (t *train) note(s *TrainSeen) {
 	t.before, t.rate = t.rate, veryFast
 	if s.Dispersion > 0 {
 		t.rate = min(float64(s.Bytes)/seconds(s.Dispersion), veryFast)
 	}
+}
+
+// chance looks for a train that was none of ours: at high rates a batch is as long
+// as a train, and the receiver reports the longest. It shows what the link can
+// do, but not what it cannot.
+func (c *DelayRate) chance(h *heard, r *Report) float64 {
+	t, s := &c.train, &r.Train
+	if c.rate < fastRate || h.noisy {
+		return 0
+	}
+	if t.out() && h.sentAt > t.left+5*time.Millisecond {
+		t.left = never // it would have been reported by now
+		if !c.startup {
+			t.next = h.now + trainEvery
+		}
+	}
+	if float64(s.Bytes) < 15*c.packet || s.Dispersion < 0 || !c.together(s.First, s.Bytes) {
+		return 0
+	}
+	t.note(s)
 	return t.rate
 }
 
