@@ -17,6 +17,19 @@ import (
 // seeds widens the tests: go test ./conduittest/bottleneck -seeds 5.
 var seeds = flag.Int("seeds", 1, "how many seeds each scenario runs with")
 
+// raced tells of the race detector, which makes runs ten times slower and has
+// nothing to find: a run is one goroutine.
+var raced bool
+
+// scenario begins a test of a numbered scenario.
+func scenario(t *testing.T) {
+	t.Helper()
+	if raced {
+		t.Skip("runs without the race detector: one goroutine, and two minutes with it")
+	}
+	t.Parallel()
+}
+
 const (
 	sec = time.Second
 	ms  = time.Millisecond
@@ -175,7 +188,7 @@ func TestFixedBelowTheLink(t *testing.T) {
 
 // 1: queues and loads.
 func TestLoads(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	loads := map[string][]bottleneck.Flow{
 		"1 cubic": cubics(1),
 		"4 cubic": cubics(4),
@@ -211,7 +224,7 @@ func TestLoads(t *testing.T) {
 
 // 2: round-trip times. 3: rates.
 func TestPaths(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	for name, c := range map[string]struct {
 		change func(*bottleneck.Scenario)
 		goal
@@ -235,7 +248,7 @@ func TestPaths(t *testing.T) {
 
 // 4: from nothing to the link's rate.
 func TestColdStart(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	for mbit, peak := range map[float64]float64{5: 14, 20: 6, 100: 5} {
 		t.Run(fmt.Sprint(mbit), func(t *testing.T) {
 			t.Parallel()
@@ -260,7 +273,7 @@ func stepDown(at time.Duration) float64 {
 
 // 5: the link falls to a quarter and comes back.
 func TestStep(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	for _, c := range []struct {
 		rtt              time.Duration
 		settled, reached float64
@@ -292,7 +305,7 @@ func TestStep(t *testing.T) {
 
 // 6: what was measured 6 s ago is a memory.
 func TestStaleRate(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	s := base(func(s *bottleneck.Scenario) {
 		s.Link.RateAt = func(at time.Duration) float64 {
 			if at > 9*sec {
@@ -313,7 +326,7 @@ func TestStaleRate(t *testing.T) {
 
 // 7: two robots on one link.
 func TestTwoRobots(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	for _, c := range []struct{ mbit, p99, util float64 }{{20, 5, 0.95}, {5, 15, 0.92}} {
 		t.Run(fmt.Sprint(c.mbit), func(t *testing.T) {
 			t.Parallel()
@@ -337,7 +350,7 @@ func TestTwoRobots(t *testing.T) {
 // 8: a foreign CUBIC flow comes and goes. It begins at several moments: whether it
 // finds the queue empty or not, and so how far its slow start gets, is chance.
 func TestForeignFlow(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	for name, c := range map[string]struct{ floor, low, high float64 }{
 		"floor":     {0.3, 0.22, 0.33},
 		"scavenger": {-1, 0, 0.06},
@@ -388,7 +401,7 @@ func wild(seed uint64) func(time.Duration) float64 {
 
 // 9: grants of a cell.
 func TestLTE(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	t.Run("constant", func(t *testing.T) {
 		t.Parallel()
 		each(t, base(func(s *bottleneck.Scenario) { s.Link.Service = bottleneck.LTE }), func(t *testing.T, r *run) {
@@ -416,7 +429,7 @@ func TestLTE(t *testing.T) {
 
 // 10: aggregates and stalls.
 func TestWiFi(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	s := base(func(s *bottleneck.Scenario) {
 		s.Link.Service = bottleneck.WiFi
 		s.Link.Rate = 40 * bottleneck.Mbit
@@ -445,7 +458,7 @@ func TestWiFi(t *testing.T) {
 
 // 11: clocks that run apart, over 2 minutes, a rekey and the wrap of the stamps.
 func TestDrift(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	for _, ppm := range []float64{100, -100} {
 		t.Run(fmt.Sprint(ppm), func(t *testing.T) {
 			t.Parallel()
@@ -465,7 +478,7 @@ func TestRekey(t *testing.T) {
 
 // 12: reports that are late, lost or silent.
 func TestReports(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	silent := func(at time.Duration) bool { return at > 11800*ms && at < 12800*ms }
 	for name, c := range map[string]struct {
 		change func(*bottleneck.Scenario)
@@ -503,7 +516,7 @@ func TestReports(t *testing.T) {
 
 // 13: a route that is 20 ms longer, then not any more.
 func TestRoute(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	s := base(func(s *bottleneck.Scenario) {
 		s.Link.Extra = func(at time.Duration) time.Duration {
 			if at > 15*sec && at < 40*sec {
@@ -533,7 +546,7 @@ func TestRoute(t *testing.T) {
 
 // 14: somebody else's stream of 30 %.
 func TestForeignStream(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	each(t, base(func(s *bottleneck.Scenario) {
 		s.Foreign = []bottleneck.Flow{{Kind: bottleneck.UDP, Rate: 6 * bottleneck.Mbit}}
 	}), goal{5, 7, 0.66}.check)
@@ -541,7 +554,7 @@ func TestForeignStream(t *testing.T) {
 
 // 15: Critical of 1.5 Mbit/s on 5.
 func TestMuchCritical(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	s := base(func(s *bottleneck.Scenario) {
 		s.Link.Rate = 5 * bottleneck.Mbit
 		s.Robots[0].Critical = 1000
@@ -554,7 +567,7 @@ func TestMuchCritical(t *testing.T) {
 
 // 16: no queue to speak of, and loss that has nothing to do with us.
 func TestLoss(t *testing.T) {
-	t.Parallel()
+	scenario(t)
 	for name, change := range map[string]func(*bottleneck.Scenario){
 		"8 KiB": func(s *bottleneck.Scenario) { s.Link.Queue = 8 << 10 },
 		"1 %":   func(s *bottleneck.Scenario) { s.Link.Loss = 0.01 },
