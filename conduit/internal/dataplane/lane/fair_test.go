@@ -55,7 +55,7 @@ func TestCriticalRoundRobin(t *testing.T) {
 	}) > 0 {
 		r.check()
 	}
-	if n != 503 || at > criticalTurn+3 {
+	if n != 503 || at > 8+3 {
 		t.Errorf("the last of the other's packets left as number %d of %d", at, n)
 	}
 	r.check()

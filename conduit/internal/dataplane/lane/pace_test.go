@@ -194,6 +194,7 @@ func TestTrain(t *testing.T) {
 		}
 		trains++
 	}) > 0 {
+		r.check()
 	}
 	if trains != 20 {
 		t.Errorf("the train has %d packets, want 20", trains)
@@ -262,6 +263,7 @@ func TestTrainEnds(t *testing.T) {
 			t.Error("a train of a closed pipe")
 		}
 	}) > 0 {
+		r.check()
 	}
 	if n != 1 {
 		t.Errorf("%d left a closed pipe, want 1", n)
@@ -366,6 +368,7 @@ func TestClosePipes(t *testing.T) {
 		t.Helper()
 		n = 0
 		for r.step(64, func(*Pipe, *packet.Buf, bool) { n++ }) > 0 {
+			r.check()
 		}
 		if n != want {
 			t.Errorf("%d left, want %d", n, want)

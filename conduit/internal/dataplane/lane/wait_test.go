@@ -122,6 +122,20 @@ func TestWait(t *testing.T) {
 			t.Errorf("Report was noticed after %v, want 5ms", d)
 		}
 		take(1)
+		o.Close()
+		last := &fakeStrategy{rate: 100e3}
+		o = u.AddPipe(last, 0)
+		o.Sent(congestion.Sent{Bytes: 2500})
+		if d := wait(func() { put(s, o, pkt(packet.Bulk, 1, 1000)) }); d < 10*time.Millisecond || d > 10300*time.Microsecond {
+			t.Errorf("a blocked pipe was ready after %v, want 10ms", d)
+		}
+		take(1)
+		o.Sent(congestion.Sent{Bytes: 5000})
+		last.train = 1000
+		if d := wait(func() { put(s, o, pkt(packet.Bulk, 1, 1000)) }); d != 5*time.Millisecond {
+			t.Errorf("a train was noticed after %v, want 5ms", d)
+		}
+		take(1)
 		close(done)
 		if s.Wait(done) {
 			t.Error("Wait = true after done")
