@@ -279,6 +279,7 @@ func TestPolice(t *testing.T) {
 	} {
 		r := newRig(t, Config{CriticalShare: tt.share})
 		p := r.AddUplink().AddPipe(congestion.NewFixed(tt.rate), 60)
+		p.strict(math.MaxInt64)
 		n := 0
 		for p.Police(0, 140) {
 			n += 200

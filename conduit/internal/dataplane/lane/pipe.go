@@ -24,6 +24,12 @@ const (
 	// seconds.
 	policeBurst = 4096
 	policeSpan  = 50e-3
+	// Critical is policed for strictFor after other lanes had to wait, and for
+	// strictQueue after a report of a queue of more than badQueue: where it is alone on
+	// a path that is wide enough, its rate is nobody's business.
+	strictFor   = int64(100 * time.Millisecond)
+	strictQueue = int64(300 * time.Millisecond)
+	badQueue    = 5 * time.Millisecond
 )
 
 // Pipe is one path of one peer: what waits for it, and how fast it may leave. All
@@ -41,6 +47,8 @@ type Pipe struct {
 	}
 	// policed is the rate that Critical gets its share of, as bits.
 	policed atomic.Uint64
+	// strictTo is until when Critical is policed.
+	strictTo atomic.Int64
 
 	// The rest is guarded by s.mu.
 
@@ -59,7 +67,8 @@ type Pipe struct {
 	readyAt int64 // when a blocked one has tokens
 	last    int64 // latest time that the strategy was told
 	ticked  int64
-	train   int // wire bytes of a train that are to leave; the pipe is in s.trains
+	startup bool // the strategy does not know the rate yet
+	train   int  // wire bytes of a train that are to leave; the pipe is in s.trains
 
 	maxBytes int   // of Bulk, on the wire
 	interval int64 // of CoDel
@@ -77,6 +86,9 @@ func (u *Uplink) AddPipe(st congestion.Strategy, perPacket int) *Pipe {
 	defer s.mu.Unlock()
 	p := &Pipe{s: s, u: u, st: st, perPacket: perPacket, interval: minInterval, maxBytes: math.MaxInt}
 	now := s.now()
+	if st != nil {
+		p.startup = st.State(p.at(now)).Startup
+	}
 	p.bucket.at = now
 	p.refill(now)
 	p.bucket.tokens = max(onePacket, p.bucket.rate*burst)
@@ -179,6 +191,9 @@ func (p *Pipe) update(now int64) {
 	p.tick(now)
 	p.refill(now)
 	p.setReady(now)
+	if p.waits() && !p.startup {
+		p.strict(now + strictFor)
+	}
 }
 
 // due is when p has to be looked at again.
@@ -202,7 +217,12 @@ func (p *Pipe) Report(r *congestion.Report) {
 	}
 	now := s.now()
 	p.st.Report(p.at(now), r)
-	p.interval = max(minInterval, int64(p.st.State(p.at(now)).RTT)*3/2)
+	state := p.st.State(p.at(now))
+	p.interval = max(minInterval, int64(state.RTT)*3/2)
+	p.startup = state.Startup
+	if !p.startup && state.Queue > badQueue {
+		p.strict(now + strictQueue)
+	}
 	p.update(now)
 	if p.waits() {
 		p.u.expect(p, now)
@@ -241,9 +261,20 @@ func (p *Pipe) TrainSent(t congestion.Train) {
 	}
 }
 
-// Police reports whether Critical of size bytes (Buf.N) may enter at now: it has
-// Config.CriticalShare of the rate, and a burst of 50 ms of that or 4 KiB.
+func (p *Pipe) strict(to int64) {
+	if to > p.strictTo.Load() { // written under s.mu
+		p.strictTo.Store(to)
+	}
+}
+
+// Police reports whether Critical of size bytes (Buf.N) may enter at now. While
+// others wait for the path, or its queue is long, Critical has Config.CriticalShare
+// of the rate, and a burst of 50 ms of that or 4 KiB; else, and while the rate is
+// not known yet, all that there is.
 func (p *Pipe) Police(now int64, size int) bool {
+	if now >= p.strictTo.Load() {
+		return true
+	}
 	rate := math.Float64frombits(p.policed.Load()) * p.s.cfg.CriticalShare
 	if math.IsInf(rate, 1) {
 		return true

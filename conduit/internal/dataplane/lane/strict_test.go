@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lane
+
+import (
+	"testing"
+	"time"
+
+	"github.com/bauxite-mesh/bauxite/conduit/congestion"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
+)
+
+// queueStrategy reports a queue.
+type queueStrategy struct {
+	congestion.Strategy
+	queue   time.Duration
+	startup bool
+}
+
+func (q *queueStrategy) State(now time.Duration) congestion.State {
+	s := q.Strategy.State(now)
+	s.Queue, s.Startup = q.queue, q.startup
+	return s
+}
+
+// Critical is policed only where it is in somebody's way.
+func TestPoliceOnlyBesideOthers(t *testing.T) {
+	passes := func(r *rig, p *Pipe) (n int) {
+		for range 1000 {
+			if p.Police(r.clock, 140) {
+				n++
+			}
+		}
+		return n
+	}
+	for name, tt := range map[string]struct {
+		queue         time.Duration
+		startup, bulk bool
+		want          bool // policed
+	}{
+		"alone":                 {},
+		"beside Bulk":           {bulk: true, want: true},
+		"beside Bulk, start-up": {bulk: true, startup: true},
+		"a queue":               {queue: 6 * time.Millisecond, want: true},
+		"a short queue":         {queue: 4 * time.Millisecond},
+		"a queue, start-up":     {queue: time.Second, startup: true},
+	} {
+		r := newRig(t, Config{})
+		p := r.AddUplink().AddPipe(&queueStrategy{congestion.NewFixed(100e3), tt.queue, tt.startup}, 60)
+		if tt.bulk {
+			r.fill(p, 50, packet.Bulk, 1, 1350)
+		}
+		p.Report(&congestion.Report{})
+		if got := passes(r, p) < 1000; got != tt.want {
+			t.Errorf("%s: policed is %v, want %v", name, got, tt.want)
+		}
+	}
+	r := newRig(t, Config{})
+	p := r.AddUplink().AddPipe(congestion.NewFixed(100e3), 60)
+	r.fill(p, 5, packet.Bulk, 1, 1350)
+	r.run(10*int64(time.Second), 64, nil)
+	if passes(r, p) < 1000 {
+		t.Error("policed long after the last Bulk had to wait")
+	}
+}
