@@ -138,7 +138,7 @@ func TestRefFades(t *testing.T) {
 	for p.Police(r.clock, 140) {
 		n += 200
 	}
-	if n > 5000 || p.maxBytes > 300e3 {
+	if n > 5000 || p.maxBytes > minBytes {
 		t.Errorf("a burst of %d Critical, %d bytes of Bulk", n, p.maxBytes)
 	}
 }

@@ -78,7 +78,7 @@ func TestPause(t *testing.T) {
 	st := &fakeStrategy{rate: 10e6}
 	r := newRig(t, Config{})
 	p := r.AddUplink().AddPipe(st, 60)
-	r.fill(p, 900, packet.Bulk, 1, 1350) // less than 150 ms, more than 256 KiB
+	r.fill(p, 900, packet.Bulk, 1, 1350) // less than 150 ms, more than minBytes
 	st.rate = 12e3
 	r.run(r.clock+20*ms, 64, nil)
 	r.fill(p, 10, packet.Bulk, 1, 1350)

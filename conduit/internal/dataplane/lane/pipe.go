@@ -18,7 +18,7 @@ const tickEvery = int64(time.Millisecond)
 
 const (
 	// Bulk that waits for a pipe is at most what its rate sends in maxWait seconds.
-	minBytes = 256 << 10
+	minBytes = 512 << 10
 	maxWait  = 0.15
 	// policeBurst is the least burst of Critical in bytes, policeSpan the usual one in
 	// seconds.
