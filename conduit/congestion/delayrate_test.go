@@ -4,6 +4,7 @@ package congestion
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -311,6 +312,42 @@ func TestConfig(t *testing.T) {
 		}
 		if s := d.State(0); s.Name != "delay-rate" || !s.Startup {
 			t.Errorf("state %+v", s)
+		}
+	}
+}
+
+// Where batches are longer than trains, the receiver reports those.
+func TestBatchesAreTrains(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		first      uint64
+		bytes      int
+		dispersion time.Duration
+		want       float64
+	}{
+		{"a batch", 101, 63 * 1410, 500 * time.Microsecond, 0.92 * 63 * 1410 / 500e-6},
+		{"two batches in one go", 101, 100 * 1410, 500 * time.Microsecond, 200e6},
+		{"too fast to be seen", 101, 63 * 1410, 0, 200e6},
+		{"slow", 101, 63 * 1410, 5 * ms, 50e6},
+		{"too short", 150, 14 * 1410, 0, 50e6},
+		{"more than left together", 101, 140 * 1410, 0, 50e6},
+		{"not known", 9999, 63 * 1410, 0, 50e6},
+	} {
+		d := NewDelayRate(DelayRateConfig{Initial: 50e6})
+		for i, at := range []time.Duration{0, 100 * time.Microsecond, 400 * time.Microsecond} {
+			first := uint64(101 + i*64)
+			d.Sent(at, Sent{Lane: Bulk, Session: 1, First: first, Last: first + 63, Packets: 64, Bytes: 64 * 1410})
+		}
+		r := Report{Packets: 64, Bytes: 64 * 1410, Session: 1, Lane: Bulk, Counter: 164, Received: time.Second, Samples: 64}
+		d.Report(2*ms, &r)
+		for now := 2 * ms; now < 27*ms; now += ms {
+			d.Tick(now, 1<<20)
+		}
+		r.Packets, r.Bytes, r.Counter, r.Received = 192, 192*1410, 292, time.Second+25*ms
+		r.Train = TrainSeen{First: c.first, Bytes: c.bytes, Dispersion: c.dispersion}
+		d.Report(27*ms, &r)
+		if got := d.rate; math.Abs(got-c.want) > 1 {
+			t.Errorf("%s: rate %v, want %v", c.name, got, c.want)
 		}
 	}
 }

@@ -98,6 +98,9 @@ func (c *DelayRate) load() bool {
 
 // hear learns what the report says of the path.
 func (c *DelayRate) hear(now time.Duration, r *Report) heard {
+	if c.train.result == never {
+		c.train.result = now
+	}
 	h := heard{now: now, sentAt: c.back(0).sentAt, d: c.feedback(), window: 40 * time.Millisecond}
 	if h.loaded = c.load(); h.loaded {
 		c.hadLoad, c.lastLoad = true, now
