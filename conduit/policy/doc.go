@@ -15,10 +15,16 @@
 // begin. Both ends enforce, the sender to give a quick answer, the receiver
 // because it counts.
 //
-// Replies are those of TCP, UDP and ICMP echo. An ICMP error about a TCP or UDP
-// flow belongs to no flow here: it needs a rule that allows icmp. Later fragments
-// have no ports: only rules without ports allow them, any guard of their protocol
-// denies them.
+// Replies are those of TCP, UDP and ICMP echo. An ICMP error passes without a rule
+// where it quotes a packet that its receiver sent in a flow that is known and still
+// allowed, on whatever lane: kernels know of none. Redirects are no such errors.
+//
+// Later fragments have no ports. Those of UDP and ICMP are judged as their first
+// one was, for five seconds after it. Where it was not seen, and with TCP, only
+// rules without ports allow them, any guard of their protocol denies them.
+//
+// A sender may demote what it sends to Bulk, so a receiver takes on Bulk what is
+// allowed on any lane.
 //
 // # Roles
 //
@@ -34,10 +40,17 @@
 // generous of those of its roles that name the lane, for packets and for bits by
 // itself, and none if one of them sets none. It holds for all that the node sends
 // on the lane, replies too: at the sender over all its peers together, at a
-// receiver for what arrives there. Outbound and Inbound do not look at budgets:
-// the caller asks SpendOutbound and SpendInbound once a packet is allowed.
+// receiver for what arrives there. What is over it is demoted by the sender, never
+// dropped, counted under "budget:ROLE", and an alarm is raised. A receiver cannot
+// demote what has arrived. It bears a second's worth at once, since queues on the
+// way gather packets; it counts and alarms above the budget, and denies above twice
+// as much, which no node sends that keeps the policy. On Bulk, where demoted
+// packets arrive, it denies nothing.
 //
 // # Large meshes
+//
+// Rules are worked out as tables from port to decision, for each protocol and lane:
+// a packet costs nine comparisons at most, under ten rules or ten thousand.
 //
 // Nodes that no selector tells apart are worked out once, so the cost of a policy
 // grows with the kinds of nodes rather than with their number, and a join
