@@ -303,7 +303,7 @@ func (c *DelayRate) search(h *heard) {
 		c.train.result = h.now // none was needed
 		return
 	}
-	if c.trainless(h) && c.busy() && h.now >= c.grew+duration(h.d) && !c.policed(h) {
+	if c.trainless(h) && c.busy() && h.now-c.grew >= duration(0.9*h.d) && !c.policed(h) {
 		c.setRate(1.25 * c.rate)
 		c.grew = h.now
 	}
@@ -364,7 +364,7 @@ func (c *DelayRate) grow(h *heard) {
 	case quiet && empty && c.rate >= fastRate:
 		step = 1.02 // a fast link fills a short queue slowly
 	}
-	if step > 0 && h.now >= c.grew+duration(h.d) {
+	if step > 0 && h.now-c.grew >= duration(0.9*h.d) {
 		c.setRate(step * c.rate)
 		c.grew = h.now
 	}
