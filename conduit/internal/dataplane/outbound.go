@@ -93,8 +93,13 @@ func (d *Dataplane) admit(ready []*packet.Buf, b *packet.Buf, now int64) []*pack
 		d.drop(b, p, TxPolicy)
 		return ready
 	}
-	if v.Demote || b.Lane == packet.Critical && !d.police(p, b, now) {
-		demote(b, &info)
+	switch over := v.Demote || b.Lane == packet.Critical && !d.police(p, b, now); {
+	case info.Fragment == packet.LaterFragment: // shares the fate of the first
+		if b.Lane != packet.Bulk && d.classify.Demoted(&info) {
+			b.Lane = packet.Bulk
+		}
+	case over:
+		d.demote(b, &info)
 	}
 	last := p.lastTx.Swap(now)
 	if s := p.active.Load(); s != nil {
@@ -143,10 +148,14 @@ func (d *Dataplane) police(p *Peer, b *packet.Buf, now int64) bool {
 
 // demote makes a packet that is more than is allowed in its lane go as Bulk. The
 // receiver takes on Bulk what its policy allows on any lane.
-func demote(b *packet.Buf, info *packet.Info) {
+func (d *Dataplane) demote(b *packet.Buf, info *packet.Info) {
+	if b.Lane != packet.Bulk && info.Fragment == packet.FirstFragment {
+		d.classify.Demote(info)
+	}
 	b.Lane = packet.Bulk
-	// What TCP sends stays with its flow; the rest gets what the others leave.
-	b.Demoted = info.Proto != packet.ProtoTCP
+	// What TCP sends stays with its flow, and a datagram together; the rest gets what
+	// the others leave.
+	b.Demoted = info.Proto != packet.ProtoTCP && info.Fragment == packet.NotFragment
 }
 
 // queue puts packets into their lanes. It returns pipes, grown to be used again.

@@ -309,6 +309,43 @@ func TestOverBudget(t *testing.T) {
 	}
 }
 
+// A datagram in pieces is demoted as a whole.
+func TestOverBudgetInPieces(t *testing.T) {
+	r := newRig(t)
+	_ = r.d.Close()
+	r.d.cfg.Policy.Apply(&policy.Document{
+		Version: 1, Allow: []policy.Rule{{Src: []string{"*"}, Dst: []string{"*"}}},
+		Roles: []policy.Role{{
+			Name: "r", Members: []string{"name:a"}, Publish: []policy.Lane{policy.Critical},
+			Budgets: map[policy.Lane]policy.Limit{policy.Critical: {PacketsPerSecond: 1, BurstPackets: 1}},
+		}},
+	}, []policy.Subject{{ID: r.peer.ID, Name: "b"}})
+	r.peer.active.Store(r.sess)
+	for id := range byte(2) {
+		for piece := range byte(3) {
+			b := packet.Get()
+			b.N = copy(b.Raw()[packet.Headroom:], udp(addrA, addrB, 80))
+			ip := b.Bytes()
+			ip[5], ip[7], ip[9], ip[20] = id+1, piece*10, packet.ProtoICMP, 8
+			if piece < 2 {
+				ip[6] |= 0x20
+			}
+			ready := r.d.admit(nil, b, 5)
+			if len(ready) != 1 {
+				t.Fatalf("piece %d of datagram %d is not admitted: %v", piece, id, r.d.Stats().TxDropped)
+			}
+			want := packet.Critical
+			if id > 0 {
+				want = packet.Bulk
+			}
+			if got := ready[0]; got.Lane != want || got.Demoted {
+				t.Errorf("piece %d of datagram %d: %v, demoted %v; want %v", piece, id, got.Lane, got.Demoted, want)
+			}
+			ready[0].Release()
+		}
+	}
+}
+
 // The kernel's stamps are of the wall clock, which may be set at any time.
 func TestRealtime(t *testing.T) {
 	var c realtime

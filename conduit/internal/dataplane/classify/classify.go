@@ -56,8 +56,9 @@ type Classifier struct {
 type fragments struct {
 	keys [fragSlots]uint64 // of packet.Info.Datagram; 0: free
 	data [fragSlots]struct {
-		at   int64
-		lane packet.Lane
+		at      int64
+		lane    packet.Lane
+		demoted bool
 	}
 	next int // the slot that is overwritten next
 	last int // the slot of the last hit, most likely that of the next
@@ -141,6 +142,25 @@ func vital(info *packet.Info) bool {
 	return false
 }
 
+// Demote notes that the first fragment of a datagram goes as Bulk after all; Demoted
+// reports that of a later one, of which Class still says what lane it asks for.
+func (c *Classifier) Demote(info *packet.Info) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slot := c.frags.find(info.Datagram()); slot >= 0 {
+		c.frags.data[slot].demoted = true
+	}
+}
+
+// Demoted reports whether the first fragment of the datagram was demoted.
+func (c *Classifier) Demoted(info *packet.Info) bool {
+	key := info.Datagram()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	slot := c.frags.find(key)
+	return slot >= 0 && c.frags.data[slot].demoted
+}
+
 // note remembers the lane of a datagram whose first fragment has come.
 func (c *Classifier) note(info *packet.Info, lane packet.Lane, now int64) {
 	key := info.Datagram()
@@ -153,7 +173,7 @@ func (c *Classifier) note(info *packet.Info, lane packet.Lane, now int64) {
 		f.next = (f.next + 1) % fragSlots
 	}
 	f.keys[slot], f.last = key, slot
-	f.data[slot].at, f.data[slot].lane = now, lane
+	f.data[slot].at, f.data[slot].lane, f.data[slot].demoted = now, lane, false
 }
 
 func (c *Classifier) follow(info *packet.Info, now int64) packet.Lane {
