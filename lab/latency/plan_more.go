@@ -113,13 +113,20 @@ func lossyPlan(load time.Duration) bench.Scenario {
 	load = or(load, 102*time.Second)
 	sc := bench.Scenario{
 		Name: "lossy", Title: "A link that loses packets",
-		Text: "Critical requests, 100 a second and nothing else, over the only uplink, which loses packets at random each way; 20 ms of round trip. The first 5 s, in which the loss must be noticed, are apart. *Load*: what the robot sends beyond what it sends without loss, in bytes on the wire.",
+		Text: "Critical requests, 100 a second and nothing else, over the only uplink, which loses packets at random each way; 20 ms of round trip. With the *hub away* its relay, which is TCP over the same uplink, is no other way. The first 5 s, in which the loss must be noticed, are apart. *Load*: what the robot sends beyond what it sends without loss, in bytes on the wire.",
 	}
-	for _, c := range []struct{ percent, goal float64 }{{5, 0.6}, {1, 0.1}} {
+	for _, c := range []struct {
+		percent, goal float64
+		away          bool
+	}{{5, 0.6, false}, {5, 0.6, true}, {1, 0.1, false}, {1, 0.1, true}} {
+		name := fmt.Sprintf("%g %% each way", c.percent)
+		if c.away {
+			name += ", hub away"
+		}
 		sc.Cases = append(sc.Cases, bench.Case{
-			Name: fmt.Sprintf("%g %% each way", c.percent), Limit: limit(load), Rivals: true, Alone: true,
+			Name: name, Limit: limit(load), Rivals: !c.away, Alone: true,
 			Do: func(ctx context.Context, lab *netns.Lab, s *bench.Sheet, sys world.System) error {
-				r, err := Loses(ctx, lab, sys, c.percent/100, 10*time.Second, load)
+				r, err := Loses(ctx, lab, sys, LossOptions{Loss: c.percent / 100, Load: load, HubAway: c.away})
 				if err != nil {
 					return err
 				}

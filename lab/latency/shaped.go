@@ -99,6 +99,7 @@ func Fill(ctx context.Context, lab *netns.Lab, sys world.System, o FillOptions) 
 	end := time.Now()
 	r.Goodput = float64(l.bytes()-arrived) / end.Sub(loaded).Seconds()
 	r.UDP = float64(l.udp()-udp) / end.Sub(loaded).Seconds()
+	s.note(ctx, "filled")
 	// The requests stop under load: what they meet then is no part of it.
 	a, err := t.Stop(ctx)
 	after, sentErr := s.sent()

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -117,6 +119,19 @@ func (s *site) ready(ctx context.Context) error {
 }
 
 func (s *site) close() { s.p.Close() }
+
+// note writes what the nodes say at the moment beside their logs, for those who
+// keep them.
+func (s *site) note(ctx context.Context, when string) {
+	for _, n := range s.p.Nodes {
+		if n == nil {
+			continue
+		}
+		if st, err := n.Status(ctx); err == nil {
+			_ = os.WriteFile(filepath.Join(s.w.Lab.LogDir(), fmt.Sprintf("status-%s-%s.json", n.Name, when)), st.Raw, 0o600)
+		}
+	}
+}
 
 // sent is what has left by the bottleneck in the direction of Bulk.
 func (s *site) sent() (netns.Traffic, error) {
