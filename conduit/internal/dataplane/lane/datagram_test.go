@@ -171,6 +171,7 @@ func TestBegun(t *testing.T) {
 	r.clock += int64(time.Second) // too old as well
 	u.Unhold(packet.Telemetry)
 	for r.step(64, f.left) > 0 {
+		r.check()
 	}
 	if f.out[7] != 40 {
 		t.Errorf("%d of 40 fragments left, drops %v", f.out[7], r.drops)

@@ -157,9 +157,6 @@ func (s *Scheduler) codel(p *Pipe, f *flow, now int64) *packet.Buf {
 	case b == nil || !late:
 		f.dropping = false
 	case f.dropping:
-		if f.dropNext < p.resumed { // nothing left for long: that is no law's time
-			f.dropNext = law(p.resumed, p.interval, f.count)
-		}
 		for f.dropping && now >= f.dropNext {
 			marked, dropped := s.punish(p, f, b, now)
 			if !marked && !dropped {

@@ -167,7 +167,8 @@ func (r *rig) run(end int64, n int, f func(p *Pipe, b *packet.Buf, train bool)) 
 			return
 		}
 		r.clock = max(r.clock, at)
-		for r.step(n, f) > 0 {
+		for more := true; more; {
+			more = r.step(n, f) > 0
 		}
 		if r.NextAt() <= r.clock {
 			r.t.Fatalf("at %d: something is due, and nothing comes", r.clock)
