@@ -351,3 +351,18 @@ func TestBatchesAreTrains(t *testing.T) {
 		}
 	}
 }
+
+// What a trickle meets is not its queue, and its delivery is not the link's.
+func TestTrickleKeepsTheRate(t *testing.T) {
+	c := NewDelayRate(DelayRateConfig{})
+	m := newModel(c)
+	m.load = func(now time.Duration) bool { return now < 4*time.Second || now%(50*ms) == 0 }
+	m.cross = func(now time.Duration) float64 {
+		if now > 5*time.Second && now < 8*time.Second && m.backlog < 75e3 {
+			return 40 * mbit
+		}
+		return 0
+	}
+	m.run(10 * time.Second)
+	between(t, "rate", c.rate, 15*mbit, 21*mbit)
+}
