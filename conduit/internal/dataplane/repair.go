@@ -124,7 +124,10 @@ func (s *sender) copy(p *Peer, slot *ringSlot) {
 	}
 	c := &p.out.copies
 	cost := int64(float64(slot.len+w.over) / rate * 1e9)
-	if c.paid = max(c.paid, s.now-copySlack); c.paid+cost > s.now {
+	if c.paid < s.now-copySlack || c.paid == 0 { // 0: the clock may be as young
+		c.paid = s.now - copySlack
+	}
+	if c.paid+cost > s.now {
 		s.d.stats.copyless.Add(1)
 		return
 	}
