@@ -75,5 +75,5 @@ chaos: ## Kill the hub under load CHAOS_KILLS times (default 1000); CHAOS_SEED r
 .PHONY: lab bench
 lab: ## Paths beside other tunnels, 30 minutes; writes docs/benchmarks/paths.md; LAB_FLAGS adds flags.
 	@$(BX) setup && go run ./lab/cmd/paths -out docs/benchmarks/paths.md $(LAB_FLAGS)
-bench: ## (no content yet)
-	@$(BX) absent $@
+bench: ## Latency beside other tunnels, 6 hours; writes docs/benchmarks/latency.md; LAB_FLAGS adds flags.
+	@$(BX) setup && go run ./lab/cmd/latency -out docs/benchmarks/latency.md $(LAB_FLAGS)

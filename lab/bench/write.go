@@ -48,6 +48,8 @@ func (a *About) Machine() {
 // Page is what a report says of itself.
 type Page struct {
 	Title, Intro string
+	// Order says how the cases of a run are run.
+	Order string
 }
 
 // Markdown writes the report as a page.
@@ -61,7 +63,7 @@ func (r *Report) Markdown(out io.Writer, about About, page Page, plan []Scenario
 		{"Kernel", about.Kernel},
 		{"Go", about.Go},
 		{"Systems", strings.Join(about.Systems, ", ")},
-		{"Runs", fmt.Sprintf("%d, interleaved; cases with little traffic two at a time", about.Runs)},
+		{"Runs", fmt.Sprintf("%d, %s", about.Runs, page.Order)},
 	} {
 		fmt.Fprintf(&b, "| %s | %s |\n", row[0], row[1])
 	}

@@ -106,6 +106,7 @@ func Fill(ctx context.Context, lab *netns.Lab, sys world.System, o FillOptions) 
 	if err := errors.Join(err, sentErr, m.end()); err != nil {
 		return r, err
 	}
+	s.trace("filled", began, m, a)
 	r.First, r.Loaded = a.Within(began, loaded), a.Within(loaded, end)
 	link := float64(o.Rate) / 8
 	r.Share = (m.rate(loaded, end) - alone) / link
@@ -175,6 +176,7 @@ func Steps(ctx context.Context, lab *netns.Lab, sys world.System, o FillOptions,
 	if err := errors.Join(err, m.end()); err != nil {
 		return r, err
 	}
+	s.trace("steps", began, m, a)
 	fall, rise, end := mark[0], mark[1], mark[2]
 	// Requests of the last moments before the fall wait in the queue as well.
 	r.Before, r.Low, r.After = a.Within(began, fall.Add(-world.Interval)), a.Within(fall.Add(-100*time.Millisecond), rise), a.Within(rise, end)

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -329,4 +330,24 @@ func (m *meter) reached(t0, t1 time.Time, rate float64) time.Duration {
 		}
 	}
 	return world.Never
+}
+
+// trace writes what the bottleneck carried and how long requests took, over time,
+// beside the logs: lines of seconds since t0, Mbit/s and milliseconds, of which one
+// is empty; a request without an answer is "lost".
+func (s *site) trace(when string, t0 time.Time, m *meter, a probe.Answers) {
+	var b strings.Builder
+	b.WriteString("s,mbit,rtt_ms\n")
+	for i := 1; i < len(m.at); i++ {
+		took := m.at[i].Sub(m.at[i-1]).Seconds()
+		fmt.Fprintf(&b, "%.3f,%.2f,\n", m.at[i].Sub(t0).Seconds(), float64(m.bytes[i]-m.bytes[i-1])*8/took/mbit)
+	}
+	a.Each(t0, func(sent, rtt time.Duration) {
+		if rtt == 0 {
+			fmt.Fprintf(&b, "%.3f,,lost\n", sent.Seconds())
+			return
+		}
+		fmt.Fprintf(&b, "%.3f,,%.2f\n", sent.Seconds(), rtt.Seconds()*1e3)
+	})
+	_ = os.WriteFile(filepath.Join(s.w.Lab.LogDir(), "trace-"+when+".csv"), []byte(b.String()), 0o600)
 }

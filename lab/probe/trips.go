@@ -142,6 +142,14 @@ func (a Answers) at(t time.Time) int {
 	return i
 }
 
+// Each calls f with every request: when it was sent, counted from t0, and the round
+// trip, 0 where there was no answer.
+func (a Answers) Each(t0 time.Time, f func(sent, rtt time.Duration)) {
+	for i, d := range a.rtt {
+		f(a.sent[i]-t0.Sub(a.start), d)
+	}
+}
+
 // Inside returns how long after t0 the round trips were within the limit, and all
 // those were that were sent in the time hold after it; false where that never was
 // before t1. A request that was lost is not within.

@@ -24,6 +24,7 @@ var program = bench.Program{
 	Page: bench.Page{
 		Title: "Critical at idle latency",
 		Intro: "`make bench` runs the built binaries in network namespaces (`lab/latency`) and writes this page. Both robots, the hub, routers, delay boxes and traffic share one machine's cores.",
+		Order: "interleaved, one case at a time",
 	},
 	Plan: func(o bench.Options) []bench.Scenario { return latency.Plan(o.Time) },
 }

@@ -24,6 +24,7 @@ var program = bench.Program{
 	Page: bench.Page{
 		Title: "Paths that never let go",
 		Intro: "`make lab` runs the built binaries in network namespaces (`lab/paths`) and writes this page. Both robots, the hub, routers, delay boxes and traffic share one machine's cores.",
+		Order: "interleaved; cases with little traffic two at a time",
 	},
 	// Five meetings in each cell of the NAT matrix are the least for a percentile.
 	Plan: func(o bench.Options) []bench.Scenario { return paths.Plan(max(1, (5+o.Runs-1)/max(o.Runs, 1))) },
