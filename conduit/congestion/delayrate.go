@@ -12,10 +12,11 @@ const (
 	drainRate     = 96e3 / 8 // what is left to Bulk while a queue drains
 	reportEvery   = 0.025    // s; the receiver's habit while Bulk flows
 	slowReports   = 250 * time.Millisecond
-	cut           = 0.96     // of the delivery
-	cutNoisy      = 0.92     // the same where the delay varies by itself
-	increase      = 0.10     // per second, of sqrt(rate · increaseScale)
-	increaseScale = 20e6 / 8 // bytes/s
+	leastRate     = 240e3 / 8 // no queue lowers the rate below; a drain and silence do
+	cut           = 0.96      // of the delivery
+	cutNoisy      = 0.92      // the same where the delay varies by itself
+	increase      = 0.10      // per second, of sqrt(rate · increaseScale)
+	increaseScale = 20e6 / 8  // bytes/s
 	untested      = 3 * time.Second
 )
 

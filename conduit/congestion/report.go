@@ -161,7 +161,7 @@ func (c *DelayRate) respond(h *heard) {
 		// The link falls: the newest sample counts.
 		c.setCapacity(max(h.dl, 0.3*c.capacity))
 		if h.now-c.cutAt < duration(6*h.d) {
-			c.setRate(min(c.rate, cut*c.capacity))
+			c.lowerRate(cut * c.capacity)
 		}
 	}
 	if c.drain {
@@ -269,7 +269,7 @@ func (c *DelayRate) decrease(h *heard) {
 	if h.noisy {
 		factor = cutNoisy
 	}
-	c.setRate(min(c.rate, factor*share))
+	c.lowerRate(factor * share)
 	c.cutQ, c.cutAt, c.again = h.q, h.now, 0
 	if c.compete {
 		c.setRate(max(c.rate, c.floor()))
@@ -313,6 +313,9 @@ func (c *DelayRate) search(h *heard) {
 func (c *DelayRate) trainless(h *heard) bool {
 	return h.noisy || h.now-c.train.result > duration(max(0.4, 5*h.d))
 }
+
+// lowerRate lowers the rate to r, but keeps enough for Critical not to be policed.
+func (c *DelayRate) lowerRate(r float64) { c.setRate(min(c.rate, max(r, leastRate))) }
 
 // busy tells whether more rate would be used.
 func (c *DelayRate) busy() bool { return c.backlog > 0.5 || c.usage > usedUp }
