@@ -177,20 +177,21 @@ type Report struct {
 	// Path is reserved and sent as 0.
 	Path uint16
 	// Packets and Bytes (lengths of datagrams) count what the session accepted as
-	// its own, and copies of it.
+	// its own, and copies of it, up to the newest packet.
 	Packets uint64
 	Bytes   uint64
-	// Lane, Session and Counter name the newest packet, of any lane: of the one
-	// that arrived last. Session is its receiver index; 0: none is known. Received
-	// is the receiver's clock at its arrival in microseconds.
+	// Lane, Session and Counter name the newest packet: the one that arrived last
+	// of the least urgent lane of which any did. Session is its receiver index; 0:
+	// none is known. Received is the receiver's clock at its arrival in microseconds.
 	Lane     packet.Lane
 	Session  uint32
 	Counter  uint64
 	Received uint64
 	// Hold is the time from then to the sending of this report, in microseconds.
 	Hold uint32
-	// Samples counts the packets behind the one-way delays, which are relative to
-	// an arbitrary offset and in units of 16 µs.
+	// Samples counts the packets behind the one-way delays, all of that lane;
+	// DelayMin may be that of another. They are relative to an arbitrary offset and
+	// in units of 16 µs.
 	Samples                            uint16
 	DelayMin, DelayP50, DelayMax, Last int32
 	// CE counts packets that arrived with ECN congestion experienced.

@@ -43,6 +43,9 @@ const (
 	// After so much silence the drift of the clocks may be more than that, in ns.
 	forget = 60e9
 	late   = Late / unit
+	// An urgent lane that is ahead by less gives the least delay: its packets are
+	// smaller, and nothing that matters is hidden from it.
+	ahead = 4e6 / unit
 	// The base is the least delay of this bucket and the one before, in ns.
 	bucket = 5e9
 	// none is a base that is not known.
@@ -72,17 +75,22 @@ type Arrival struct {
 	Rough bool
 }
 
+// counts are cumulative, of all lanes.
+type counts struct {
+	packets, bytes uint64
+	copies         uint32
+}
+
 // Receiver is the receiving end of one path. The zero value is ready. Safe for
 // concurrent use; no method allocates.
 type Receiver struct {
 	mu sync.Mutex
 
-	// Cumulative.
-	packets, bytes uint64
-	copies         uint32
+	all counts // now
 
-	// The newest packet.
+	// The newest packet, and what had come when it did.
 	known   bool
+	upTo    counts
 	lane    packet.Lane
 	session uint32
 	counter uint64
@@ -100,8 +108,11 @@ type Receiver struct {
 	since    int64 // when there first was; valid with opened
 	count    int   // packets
 	late     bool
+	named    bool        // the newest packet is one of them
+	least    packet.Lane // the least urgent lane: the delays are those of it alone
+	any      int64       // least delay of all lanes
 	min, max int64
-	samples  int // arrivals: followers are none
+	samples  int // arrivals of the lane: followers are none
 	stride   int // every so many of them is kept
 	kept     int
 	delays   [reservoir]int64
@@ -120,13 +131,25 @@ type Receiver struct {
 // what is known now: at a time up to a.At at once, math.MaxInt64 not at all.
 func (r *Receiver) Arrived(a *Arrival) (due int64) {
 	r.mu.Lock()
-	r.packets++
-	r.bytes += uint64(a.Size)
+	r.all.packets++
+	r.all.bytes += uint64(a.Size)
 	d := r.unwrap(a)
-	r.keep(a, d)
-	// One that was overtaken in its lane says less than the one that overtook it.
-	if !r.known || a.Lane != r.lane || a.Session != r.session || a.Counter > r.counter {
-		r.known, r.lane, r.session, r.counter, r.at, r.delay = true, a.Lane, a.Session, a.Counter, a.At, d
+	if r.count == 0 {
+		r.any = d
+	}
+	r.any = min(r.any, d)
+	if r.count == 0 || a.Lane > r.least {
+		r.least, r.samples, r.kept = a.Lane, 0, 0
+	}
+	r.count++
+	// Who prefers an urgent lane on the way hides the queue of the others from it.
+	if a.Lane == r.least {
+		r.keep(a, d)
+		// One that was overtaken in its lane says less than the one that overtook it.
+		if !r.known || a.Lane != r.lane || a.Session != r.session || a.Counter > r.counter {
+			r.known, r.lane, r.session, r.counter, r.at, r.delay = true, a.Lane, a.Session, a.Counter, a.At, d
+			r.named, r.upTo = true, r.all
+		}
 	}
 	if a.Lane != packet.Critical {
 		r.busySeen, r.busy = true, a.At
@@ -148,9 +171,9 @@ func (r *Receiver) Arrived(a *Arrival) (due int64) {
 // from the peer's address counts here too.
 func (r *Receiver) Copied(size int) {
 	r.mu.Lock()
-	r.packets++
-	r.copies++
-	r.bytes += uint64(size)
+	r.all.packets++
+	r.all.copies++
+	r.all.bytes += uint64(size)
 	r.pending = true
 	r.mu.Unlock()
 }
@@ -167,8 +190,14 @@ func (r *Receiver) Take(now int64, out *wire.Report) bool {
 		return false
 	}
 	r.endQuiet(now)
+	// The other side compares with what it had sent up to the newest packet: what
+	// came behind it is for the next report.
+	c := &r.all
+	if r.named {
+		c = &r.upTo
+	}
 	*out = wire.Report{
-		Packets: r.packets, Bytes: r.bytes, Copies: r.copies,
+		Packets: c.packets, Bytes: c.bytes, Copies: c.copies,
 		Lane: r.lane, Session: r.session, Counter: r.counter,
 		Last:       int32(r.delay),
 		TrainFirst: r.best.first, TrainPackets: r.best.packets, TrainBytes: r.best.bytes, TrainDispersion: r.best.dispersion,
@@ -180,6 +209,9 @@ func (r *Receiver) Take(now int64, out *wire.Report) bool {
 	if r.samples > 0 {
 		out.Samples = uint16(min(r.samples, math.MaxUint16))
 		out.DelayMin, out.DelayMax = int32(r.min), int32(r.max)
+		if r.min-r.any < ahead {
+			out.DelayMin = int32(r.any)
+		}
 		out.DelayP50 = int32(r.median())
 	}
 	if r.late {
@@ -188,7 +220,7 @@ func (r *Receiver) Take(now int64, out *wire.Report) bool {
 		r.row = 0
 	}
 	r.reported, r.taken = true, now
-	r.pending, r.opened, r.count, r.late, r.samples, r.kept = false, false, 0, false, 0, 0
+	r.pending, r.opened, r.count, r.late, r.named, r.samples, r.kept = false, false, 0, false, false, 0, 0
 	r.best = seen{}
 	return true
 }
@@ -250,7 +282,6 @@ func (r *Receiver) unwrap(a *Arrival) int64 {
 
 // keep takes a delay into those of this report.
 func (r *Receiver) keep(a *Arrival, d int64) {
-	r.count++
 	if r.samples == 0 {
 		r.min, r.max, r.stride = d, d, 1
 	} else {
