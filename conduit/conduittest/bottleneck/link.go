@@ -20,6 +20,12 @@ type datagram struct {
 	sent    int64
 }
 
+// path is the rest of a way, behind the queue. It keeps the order.
+type path struct {
+	delay int64
+	last  int64 // the latest arrival so far
+}
+
 // binWidth is the resolution at which the link counts what leaves it.
 const binWidth = 100 * millisecond
 
@@ -27,14 +33,16 @@ const binWidth = 100 * millisecond
 type link struct {
 	*loop
 	Link
-	delay  int64
 	queue  []*datagram
 	bytes  int
 	busy   bool
 	left   float64 // bytes of the first packet that did not leave yet
 	credit float64 // LTE: granted and not used; Policer: tokens
 	filled int64   // when credit was last brought up to date
-	last   int64   // the latest arrival so far: order is kept
+	tail   path    // of foreign packets
+
+	jitter   [2]float64 // the points on both sides of now
+	jitterAt [2]int64
 
 	bins  [][]float64 // bytes that left, by source and time
 	drops []int       // at the queue, by source
@@ -43,7 +51,7 @@ type link struct {
 
 func newLink(l *loop, cfg Link, delay int64, sources int) *link {
 	k := &link{
-		loop: l, Link: cfg, delay: delay,
+		loop: l, Link: cfg, tail: path{delay: delay},
 		bins: make([][]float64, sources), drops: make([]int, sources), lost: make([]int, sources),
 	}
 	switch cfg.Service {
@@ -185,15 +193,31 @@ func (k *link) out(d *datagram) {
 		k.lost[d.source]++
 		return
 	}
-	at := k.now + k.delay
+	path := &k.tail
+	if d.robot != nil {
+		path = &d.robot.path
+	}
+	at := k.now + path.delay
 	if k.Jitter > 0 {
-		at += k.rng.Int64N(int64(k.Jitter))
+		at += k.wander()
 	}
 	if k.Extra != nil {
 		at += int64(k.Extra(time.Duration(k.now)))
 	}
-	k.last = max(k.last, at)
-	k.carryAt(k.last, arrive, d)
+	path.last = max(path.last, at)
+	k.carryAt(path.last, arrive, d)
+}
+
+// wander is the jitter at this moment: a line between points that are drawn each 10 ms
+// or so. Drawn for each packet, the order would make of it a standing delay near the
+// most.
+func (k *link) wander() int64 {
+	for k.now >= k.jitterAt[1] {
+		k.jitterAt = [2]int64{k.jitterAt[1], k.jitterAt[1] + int64(k.uniform(5e6, 15e6))}
+		k.jitter = [2]float64{k.jitter[1], k.uniform(0, float64(k.Jitter))}
+	}
+	share := float64(k.now-k.jitterAt[0]) / float64(k.jitterAt[1]-k.jitterAt[0])
+	return int64(k.jitter[0] + share*(k.jitter[1]-k.jitter[0]))
 }
 
 // arrive hands d to the receiving robot, or the flow's far end.

@@ -28,7 +28,7 @@ type robot struct {
 	link     *link
 	bulk     int // source of Bulk and Telemetry
 	urgent   int // source of Critical
-	back     int64
+	path     path
 	timer    int64
 	lanes    *lane.Scheduler
 	pipe     *lane.Pipe
@@ -56,7 +56,7 @@ type robot struct {
 func newRobot(l *loop, cfg Robot, s *Scenario, k *link, bulk, urgent int) *robot {
 	r := &robot{
 		loop: l, cfg: cfg, link: k, bulk: bulk, urgent: urgent,
-		back: int64(s.RTT / 2), timer: int64(s.Timer),
+		path: path{delay: int64(cfg.RTT / 2)}, timer: int64(s.Timer),
 		strategy: cfg.Strategy(),
 		session:  1 + l.rng.Uint32N(math.MaxUint32), wake: never, takeAt: never,
 		clock0: l.rng.Int64N(1000 * second), receiver: new(report.Receiver), dropped: make(map[string]int),
@@ -68,7 +68,7 @@ func newRobot(l *loop, cfg Robot, s *Scenario, k *link, bulk, urgent int) *robot
 
 func (r *robot) start() {
 	for i, cfg := range r.cfg.Flows {
-		f := newFlow(r.loop, cfg, WirePacket, r.bulk, r.back, r.enqueue)
+		f := newFlow(r.loop, cfg, WirePacket, r.bulk, r.path.delay, r.enqueue)
 		f.hash = uint32(i+1) * 2654435761
 		f.start()
 	}
@@ -191,7 +191,7 @@ func (r *robot) receive(d *datagram) {
 		return
 	}
 	p := &r.critical[d.seq]
-	p.Delay = time.Duration(r.now-int64(p.Sent)) - time.Duration(r.link.delay)
+	p.Delay = time.Duration(r.now-int64(p.Sent)) - time.Duration(r.path.delay)
 }
 
 // take has a report be made when it is due, on the receiver's clock.
@@ -229,7 +229,7 @@ func (r *robot) report() {
 	if s := r.cfg.ReportSilence; s != nil && s(time.Duration(r.now)) {
 		return
 	}
-	at := r.now + r.back
+	at := r.now + r.path.delay
 	if r.cfg.ReportJitter > 0 {
 		at += r.rng.Int64N(int64(r.cfg.ReportJitter))
 	}

@@ -23,6 +23,7 @@ type Scenario struct {
 	// Duration of the run; 0 = 35 s. Statistics leave out what was before Warm; 0 = 6 s.
 	Duration, Warm time.Duration
 	// RTT is the round-trip time of the empty path, half of it each way; 0 = 40 ms.
+	// Foreign flows have it, and robots that have none of their own.
 	RTT time.Duration
 	// Link is what the robots and the foreign flows share.
 	Link Link
@@ -62,8 +63,8 @@ type Link struct {
 	Service Service
 	// Loss is the share of packets that get lost at random behind the queue.
 	Loss float64
-	// Jitter is added to the delay of each packet, evenly between 0 and it; the order
-	// stays.
+	// Jitter is the most that is added to the one-way delay: it wanders between 0 and
+	// that, with a new aim each 5 to 15 ms. The order stays.
 	Jitter time.Duration
 	// Extra, if set, is added to the one-way delay: a change of route.
 	Extra func(at time.Duration) time.Duration
@@ -79,6 +80,8 @@ type Robot struct {
 	// none. CriticalSize is their size on the wire, in bytes; 0 = 190.
 	Critical     float64
 	CriticalSize int
+	// RTT is the round-trip time of this robot's empty path; 0 = that of the scenario.
+	RTT time.Duration
 	// Drift is how much faster the receiver's clock runs: 100e-6 is 100 ppm.
 	Drift float64
 	// ReportJitter is the most by which a report comes late, and ReportLoss the share
@@ -175,6 +178,7 @@ func (s *Scenario) fill() {
 		if r.CriticalSize == 0 {
 			r.CriticalSize = 190
 		}
+		or(&r.RTT, s.RTT)
 		or(&r.Rekey, 120*time.Second)
 	}
 }
