@@ -70,7 +70,12 @@ func (l *listener) State(time.Duration) congestion.State {
 func (p *pair) pace(l congestion.Strategy) {
 	p.a.d.cfg.Pacing = func(*Peer, Path) congestion.Strategy { return l }
 }
-func (p *pair) caps(c uint32)        { p.a.sess.caps, p.b.sess.caps = c, c }
+
+func (p *pair) caps(c uint32) {
+	p.a.sess.caps, p.b.sess.caps = c, c
+	p.a.peer.mute.Store(c&wire.CapReport == 0)
+}
+
 func (p *pair) stat(i int) *pathStat { return p.a.peer.statOf(p.paths[i]) }
 func (p *pair) back(i int) Path      { return Path{Bind: p.paths[i].Bind, Remote: outerA} }
 func (p *pair) track(paths ...Path)  { p.a.d.Track(p.a.peer, paths) }
@@ -124,6 +129,9 @@ func TestNoReports(t *testing.T) {
 	if st := p.b.peer.statOf(p.back(0)); st.receiver.Load() != nil || st.due.Load() != noReport {
 		t.Error("the receiver prepares a report for a peer that takes none")
 	}
+	if packets, _ := l.total(); packets != 0 {
+		t.Errorf("%d packets are paced, which nobody will ever report", packets)
+	}
 }
 
 // On a path that loses much each Critical packet leaves three times, byte for byte
@@ -134,6 +142,7 @@ func TestCopies(t *testing.T) {
 			p := newPair(t, 1)
 			l := &listener{rate: math.Inf(1)}
 			p.pace(l)
+			p.caps(wire.CapReport)
 			p.single()
 			p.ab[0].sent = make(chan []byte, 256)
 			p.stat(0).copies.Store(3)
@@ -246,6 +255,7 @@ func TestGate(t *testing.T) {
 	p.pace(congestion.NewFixed(2.5e6))
 	p.paths = []Path{{Bind: p.a.d.AddBind(b, 0), Remote: outerB}}
 	p.b.d.AddBind(y, 0)
+	p.caps(wire.CapReport)
 	p.single()
 	bulk := func(i uint32) { p.a.dev.in <- numbered(i, 500) }
 	bulk(0) // which finds the queue

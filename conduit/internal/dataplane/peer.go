@@ -42,9 +42,10 @@ type Peer struct {
 
 	ways    atomic.Pointer[wayset] // nil: SetWays was never called
 	tracked atomic.Pointer[tracked]
-	sources limiter // EventSource
-	misses  limiter // Miss
-	carried limiter // Critical for others
+	mute    atomic.Bool // it sends no reports: what goes to it is not paced
+	sources limiter     // EventSource
+	misses  limiter     // Miss
+	carried limiter     // Critical for others
 
 	out outbound // the sealing goroutine's
 
@@ -254,6 +255,9 @@ func (d *Dataplane) Remove(s *Session) { d.Release(s.LocalIndex) }
 // Activate makes s, which may be nil, the session that p's packets use and sends
 // what waited for it.
 func (d *Dataplane) Activate(p *Peer, s *Session) {
+	if s != nil {
+		p.mute.Store(s.caps&wire.CapReport == 0)
+	}
 	fresh, stale := p.swap(s, d.Now())
 	d.discard(p, stale, TxStale)
 	if len(fresh) > 0 {

@@ -114,7 +114,7 @@ func (p *Peer) pipe(l packet.Lane, flow uint32) *lane.Pipe {
 }
 
 func (w *way) pipe() *lane.Pipe {
-	if w.stat != nil {
+	if w.stat != nil && !w.stat.peer.mute.Load() {
 		if pipe := w.stat.pipe.Load(); pipe != nil {
 			return pipe
 		}
