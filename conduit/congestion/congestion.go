@@ -74,7 +74,8 @@ type Report struct {
 	// the wire bytes of both.
 	Packets, Copies, Bytes uint64
 
-	// Session, Lane and Counter name the newest packet, of whatever lane.
+	// Session, Lane and Counter name the newest packet of the least urgent lane that
+	// arrived, whose delays these are.
 	Session uint32
 	Lane    uint8
 	Counter uint64

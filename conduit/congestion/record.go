@@ -114,7 +114,7 @@ func (r *record) find(session uint32, lane uint8, counter uint64) (time.Duration
 }
 
 // together tells whether bytes of Bulk behind the packet first left in one go
-// with it: within 200 us.
+// with it.
 func (r *record) together(first uint64, bytes int) bool {
 	for i := range r.n {
 		k := (r.head - 1 - i + len(r.ring)) % len(r.ring)
@@ -126,7 +126,7 @@ func (r *record) together(first uint64, bytes int) bool {
 		for ; i > 0 && got < float64(bytes); i-- {
 			k = (k + 1) % len(r.ring)
 			next := &r.ring[k]
-			if next.at-b.at > 200*time.Microsecond {
+			if next.at-b.at > backToBack {
 				break
 			}
 			if next.lane == Bulk && next.session == b.session && !next.copies {

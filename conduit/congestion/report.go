@@ -139,7 +139,7 @@ func (c *DelayRate) hear(now time.Duration, r *Report) heard {
 	h.thr = max(0.0025, 2.2*c.packetTime())
 	h.hard = h.q > 3*h.thr
 	h.dl = c.delivery(0, h.window, false)
-	if h.res = c.train.take(now, r); h.res == 0 {
+	if h.res = c.take(now, r); h.res == 0 {
 		h.luck = c.chance(&h, r)
 	}
 	if h.q <= h.thr {

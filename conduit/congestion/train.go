@@ -8,6 +8,9 @@ const (
 	trainEvery = 200 * time.Millisecond
 	veryFast   = 1e12  // bytes/s: what no dispersion stands for
 	openRate   = 150e6 // bytes/s
+	// backToBack is how far apart what makes one train may leave: the receiver sees
+	// stamps of 64 us.
+	backToBack = 200 * time.Microsecond
 	openAge    = 10 * time.Second
 )
 
@@ -50,15 +53,31 @@ func (t *train) sent(now time.Duration, what Train) {
 }
 
 // take looks for the train in a report; 0: it is not there.
-func (t *train) take(now time.Duration, r *Report) float64 {
-	s := &r.Train
-	if t.left == never || s.Bytes <= 0 || s.First != t.what.First || s.Bytes != t.what.Bytes {
+func (c *DelayRate) take(now time.Duration, r *Report) float64 {
+	t, s := &c.train, &r.Train
+	if t.left == never || s.Bytes <= 0 || !c.ours(s) {
 		return 0
 	}
 	t.left, t.result, t.next = never, now, now+trainEvery
 	t.count++
 	t.note(s)
 	return t.rate
+}
+
+// ours tells whether what was seen is the train that is out, or as good as it: to
+// the receiver it is one with what left just before or just behind it, and one
+// whose first packets were lost is shorter.
+func (c *DelayRate) ours(s *TrainSeen) bool {
+	w := &c.train.what
+	if s.First == w.First && s.Bytes == w.Bytes {
+		return true
+	}
+	if s.First > w.Last || s.First < w.First && s.Bytes < w.Bytes {
+		return false
+	}
+	at, _, ok := c.find(w.Session, Bulk, w.First)
+	before, _, known := c.find(w.Session, Bulk, s.First)
+	return ok && known && at-before <= backToBack && c.together(s.First, s.Bytes)
 }
 
 func (t *train) note(s *TrainSeen) {
