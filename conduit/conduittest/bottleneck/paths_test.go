@@ -272,6 +272,10 @@ func TestBeyond(t *testing.T) {
 			}
 			s.Warm = 12 * sec
 		}, goal{15, 18, 0.92}},
+		"joined": {func(s *bottleneck.Scenario) {
+			s.Link.Rate, s.Robots[0].Coalesce = 100*bottleneck.Mbit, 300*time.Microsecond
+			s.Duration = 15 * sec
+		}, goal{5, 6, 0.95}},
 		"slow timer": {func(s *bottleneck.Scenario) { s.Timer = 4 * ms }, goal{5, 6, 0.94}},
 		"jitter":     {func(s *bottleneck.Scenario) { s.Link.Jitter = 2 * ms }, goal{5, 7, 0.94}},
 		"fast": {func(s *bottleneck.Scenario) {

@@ -44,6 +44,8 @@ type robot struct {
 	receiver *report.Receiver
 	clock0   int64 // the receiver's clock began anywhere
 	takeAt   int64
+	runAt    int64 // when the coalesced run began that arrives
+	runSize  int
 	lastBack int64
 
 	critical []Probe
@@ -182,9 +184,15 @@ func (r *robot) clock() int64 { return r.now + r.clock0 + int64(r.cfg.Drift*floa
 // packet on.
 func (r *robot) receive(d *datagram) {
 	at := r.clock()
+	follower := at-r.runAt < int64(r.cfg.Coalesce) && r.runSize == d.size
+	if follower {
+		at = r.runAt
+	} else {
+		r.runAt, r.runSize = at, d.size
+	}
 	r.take(r.receiver.Arrived(&report.Arrival{
 		Lane: packet.Lane(d.lane), Session: d.session, Counter: d.counter, Size: d.size - ipUDP,
-		Sent: uint16(d.sent / (64 * microsecond)), At: at, Data: true,
+		Sent: uint16(d.sent / (64 * microsecond)), At: at, Follower: follower, Data: true,
 	}))
 	if d.flow != nil {
 		d.flow.arrived(d)

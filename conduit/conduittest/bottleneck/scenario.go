@@ -84,6 +84,9 @@ type Robot struct {
 	RTT time.Duration
 	// Drift is how much faster the receiver's clock runs: 100e-6 is 100 ppm.
 	Drift float64
+	// Coalesce has packets of one size share the time of the first that arrived so
+	// short a time before, as a network card that joins them does; 0 = each has its own.
+	Coalesce time.Duration
 	// ReportJitter is the most by which a report comes late, and ReportLoss the share
 	// that gets lost. ReportSilence tells when none arrive; nil = never.
 	ReportJitter  time.Duration
