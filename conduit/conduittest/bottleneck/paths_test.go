@@ -302,3 +302,16 @@ func TestBeyond(t *testing.T) {
 		})
 	}
 }
+
+// What DelayRate does badly, so that nobody finds it by chance. A delay that wanders by
+// 5 ms or more within some reports, and does not come back to its base between them,
+// looks like a queue that stands: Critical is safe, and Bulk gets a part of the link.
+func TestWeakSpots(t *testing.T) {
+	scenario(t)
+	for jitter, util := range map[time.Duration]float64{5 * ms: 0.25, 10 * ms: 0.12} {
+		t.Run(jitter.String(), func(t *testing.T) {
+			t.Parallel()
+			each(t, base(func(s *bottleneck.Scenario) { s.Link.Jitter = jitter }), goal{5, 6, util}.check)
+		})
+	}
+}
