@@ -155,6 +155,8 @@ func (r *reader) echo(s *Session, body []byte, from Path) {
 		r.drop(RxType)
 	case !s.echoes.allow(r.now, echoGap, echoSlack):
 		r.drop(RxEchoRate)
+	case lane == packet.Critical && !policed(s.Peer, len(body), r.now):
+		r.drop(RxEchoRate)
 	default:
 		d.sendEcho(s.Peer, wire.TypeEchoReply, lane, len(body), r.now, func(b []byte) { copy(b[:echoHold], body) })
 	}

@@ -347,7 +347,7 @@ func (r *reader) carry(from *Peer, lane packet.Lane, m *wire.Relay) bool {
 		return false
 	}
 	to := r.d.cfg.Forward(from, m.Peer)
-	if to == nil || to == from || lane == packet.Critical && !from.carried.allow(r.now, carryGap, carrySlack) {
+	if to == nil || to == from || lane == packet.Critical && (!from.carried.allow(r.now, carryGap, carrySlack) || !policed(to, len(m.Packet), r.now)) {
 		return false
 	}
 	r.d.SendRelay(to, lane, from.ID, m.Packet)

@@ -135,11 +135,17 @@ func (d *Dataplane) admit(ready []*packet.Buf, b *packet.Buf, now int64) []*pack
 	return ready
 }
 
+// policed reports whether Critical of size bytes that a peer makes us send to p is
+// within what p's path can have beside the rest.
+func policed(p *Peer, size int, now int64) bool {
+	pipe := p.pipe(packet.Critical, 0)
+	return pipe == nil || pipe.Police(now, size)
+}
+
 // police reports whether a Critical packet is within what its path can have beside
 // the rest.
 func (d *Dataplane) police(p *Peer, b *packet.Buf, now int64) bool {
-	pipe := p.pipe(b.Lane, b.FlowHash)
-	if pipe == nil || pipe.Police(now, b.N) {
+	if policed(p, b.N, now) {
 		return true
 	}
 	d.stats.policed.Add(1)

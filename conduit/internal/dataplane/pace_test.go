@@ -272,6 +272,62 @@ func TestGate(t *testing.T) {
 	p.expect(t, 1, 21)
 }
 
+// What waited for a path that is no way any more does not fall on the next one all
+// at once.
+func TestBacklogMovesAtThePace(t *testing.T) {
+	for name, forget := range map[string]bool{"known": false, "forgotten": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.sess.caps = wire.CapReport
+			r.d.cfg.Pacing = func(*Peer, Path) congestion.Strategy { return congestion.NewFixed(congestion.MinRate) }
+			second := newFakeBind()
+			one, two := Path{Bind: 0, Remote: outerB}, Path{Bind: r.d.AddBind(second, 0), Remote: outerB}
+			r.d.Track(r.peer, []Path{one, two})
+			r.d.SetWays(r.peer, ways(one))
+			r.d.Activate(r.peer, r.sess)
+			const n = 100
+			for i := range uint32(n) {
+				r.dev.in <- numbered(i, 1200)
+			}
+			waits := func(path Path) int {
+				st, ok := r.peer.Pacing(path)
+				if !ok {
+					return 0
+				}
+				return st.Lanes[packet.Bulk].Depth
+			}
+			until(t, "most wait", func() bool { return waits(one) >= n-20 })
+			r.d.SetWays(r.peer, ways(two))
+			if forget {
+				r.d.Track(r.peer, []Path{two})
+			}
+			until(t, "most wait for the other path", func() bool { return waits(two) >= n-40 })
+			if got := len(second.out); got > 20 {
+				t.Errorf("%d packets left at once", got)
+			}
+		})
+	}
+}
+
+// A peer cannot make us send more Critical than a path has room for.
+func TestEchoesArePoliced(t *testing.T) {
+	r := newRig(t)
+	r.sess.caps = wire.CapReport
+	r.d.cfg.Pacing = func(*Peer, Path) congestion.Strategy { return congestion.NewFixed(congestion.MinRate) }
+	path := Path{Bind: 0, Remote: outerB}
+	r.d.Track(r.peer, []Path{path})
+	r.d.SetWays(r.peer, ways(path))
+	r.d.Activate(r.peer, r.sess)
+	for i := range uint32(20) { // so that others wait
+		r.dev.in <- numbered(i, 1200)
+	}
+	until(t, "Bulk waits", func() bool { return r.d.Stats().Lanes[packet.Bulk].Queue.Depth > 10 })
+	for range 20 {
+		r.receive(r.from(wire.TypeEcho, packet.Critical, make([]byte, 1300)))
+	}
+	until(t, "most are refused", func() bool { return r.rx(RxEchoRate) >= 15 })
+}
+
 // Critical over its budget goes as Bulk, which a receiver takes where its policy
 // allows the flow on any lane.
 func TestOverBudget(t *testing.T) {

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"math"
 	"slices"
 
 	"github.com/bauxite-mesh/bauxite/conduit/congestion"
@@ -27,6 +28,7 @@ type sender struct {
 	owned  []*packet.Buf
 	// sent is what the batch put on which pipe, in order.
 	sent []sentOn
+	from *lane.Pipe // that the batch waited in
 	// train is set while a batch is to leave back to back, alone while datagrams may
 	// not be coalesced.
 	train, alone bool
@@ -55,7 +57,7 @@ func (d *Dataplane) drainLanes() {
 		if n == 0 {
 			continue
 		}
-		s.train = train
+		s.from, s.train = pipe, train
 		// A run that is coalesced here arrives as one, with one stamp: what is paced so
 		// slowly that this matters leaves singly.
 		s.alone = train || pipe != nil && pipe.Rate() < aloneBelow
@@ -209,6 +211,8 @@ func (s *sender) peer(p *Peer, b *packet.Buf) {
 	critical := b.Lane == packet.Critical
 	if critical {
 		s.follow(p, set) // what a new path has missed goes first
+	} else if len(ways) > 0 && s.elsewhere(ways[0].pipe(), b) {
+		return
 	}
 	if len(ways) == 0 && !critical {
 		d.countDrop(p, TxNoPath)
@@ -283,6 +287,18 @@ func (s *sender) control(c *controlDest, b *packet.Buf) {
 	for i := range ways {
 		s.put(&ways[i], b, sealed, &id, 0)
 	}
+}
+
+// elsewhere queues a packet anew whose path is no more the one that it waited for:
+// what piled up there must not fall on another all at once.
+func (s *sender) elsewhere(pipe *lane.Pipe, b *packet.Buf) bool {
+	if pipe == nil || s.from == nil || pipe == s.from || math.IsInf(pipe.Rate(), 1) {
+		return false
+	}
+	s.d.classify.Queued(b.FlowHash, b.Lane)
+	b.Retain()
+	s.d.lanes.Enqueue([]*packet.Buf{b}, []*lane.Pipe{pipe})
+	return true
 }
 
 func (s *sender) seal(sess *Session, b *packet.Buf, h *wire.Header) ([]byte, bool) {
