@@ -253,7 +253,7 @@ func (c *DelayRate) decrease(h *heard) {
 	searching := false
 	if c.startup {
 		// The window may span idle time.
-		if c.train.count == 0 && !c.trainless(h) {
+		if c.train.count == 0 && (c.train.out() || !c.trainless(h)) {
 			share, searching = max(share, c.delivery(0, 8*time.Millisecond, true)), true
 		} else if c.train.rate < veryFast {
 			share = max(share, 0.85*c.train.rate)

@@ -226,6 +226,9 @@ func TestMuchCritical(t *testing.T) {
 	each(t, s, func(t *testing.T, r *run) {
 		left := 1 - 190*1000/(5*bottleneck.Mbit)
 		goal{10, 0, 0.95 * left}.check(t, r)
+		if r.CriticalDemoted > 0 {
+			t.Errorf("%d Critical packets demoted", r.CriticalDemoted)
+		}
 	})
 }
 

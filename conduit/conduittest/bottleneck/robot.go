@@ -99,7 +99,7 @@ func (r *robot) enqueue(d *datagram) {
 		}
 	}
 	writeInner(b.Bytes(), b.FlowHash, capable)
-	if b.Lane == packet.Critical && !r.pipe.Police(r.now, d.size) {
+	if b.Lane == packet.Critical && !r.pipe.Police(r.now, b.N) {
 		b.Lane, b.Demoted = packet.Bulk, true
 		r.critical[d.seq].Demoted = true
 		r.demoted++
