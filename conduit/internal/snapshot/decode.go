@@ -81,7 +81,7 @@ func decodeBody(b []byte, mode cbor.DecMode, meshID string, self identity.PeerID
 	case identity.PeerID(in.Self) != self:
 		return nil, fmt.Errorf("%w: peer %s, this one is %s", ErrForeign, identity.PeerID(in.Self).Short(), self.Short())
 	case len(in.Peers) > MaxPeers, len(in.Policy) > MaxPolicy, len(in.Denials) > MaxDenials,
-		len(in.Resume) > MaxResume, len(in.Spent) > MaxUplinks:
+		len(in.Resume) > MaxResume, len(in.Spent) > MaxUplinks, len(in.Rates) > MaxRates:
 		return nil, fmt.Errorf("%w: more than there can be", ErrDamaged)
 	}
 	s := &Snapshot{
@@ -121,6 +121,11 @@ func decodeBody(b []byte, mode cbor.DecMode, meshID string, self identity.PeerID
 			return nil, fmt.Errorf("%w: name of an uplink", ErrDamaged)
 		}
 		s.Spent = append(s.Spent, Spent(u))
+	}
+	for i := range in.Rates {
+		if r, ok := in.Rates[i].read(); ok {
+			s.Rates = append(s.Rates, r)
+		}
 	}
 	return s, nil
 }

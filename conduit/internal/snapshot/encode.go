@@ -38,6 +38,7 @@ type body struct {
 	Resume  []byte   `cbor:"8,keyasint,omitempty"`
 	Spent   []spent  `cbor:"9,keyasint,omitempty"`
 	Port    uint16   `cbor:"10,keyasint,omitempty"`
+	Rates   []rate   `cbor:"11,keyasint,omitempty"` // since 1.1
 }
 
 type peer struct {
@@ -125,6 +126,8 @@ func (s *Snapshot) encodeBody() ([]byte, error) {
 		return nil, fmt.Errorf("%w: resume token has %d bytes, at most %d", ErrLimit, len(s.Resume), MaxResume)
 	case len(s.Spent) > MaxUplinks:
 		return nil, fmt.Errorf("%w: %d uplinks, at most %d", ErrLimit, len(s.Spent), MaxUplinks)
+	case len(s.Rates) > MaxRates:
+		return nil, fmt.Errorf("%w: %d rates, at most %d", ErrLimit, len(s.Rates), MaxRates)
 	}
 	out := body{
 		MeshID: s.MeshID, Self: s.Self[:], Written: millis(s.Written),
@@ -168,6 +171,16 @@ func (s *Snapshot) encodeBody() ([]byte, error) {
 		out.Spent = append(out.Spent, spent(u))
 	}
 	slices.SortFunc(out.Spent, func(a, b spent) int { return cmp.Or(cmp.Compare(a.Uplink, b.Uplink), cmp.Compare(a.Day, b.Day)) })
+	for i := range s.Rates {
+		w := encodeRate(&s.Rates[i])
+		if _, ok := w.read(); ok { // what could not be read is of no use
+			out.Rates = append(out.Rates, w)
+		}
+	}
+	slices.SortFunc(out.Rates, func(a, b rate) int {
+		return cmp.Or(bytes.Compare(a.Peer, b.Peer), cmp.Compare(a.Uplink, b.Uplink), bytes.Compare(a.Network, b.Network),
+			bytes.Compare(a.Remote, b.Remote), cmp.Compare(a.At, b.At), cmp.Compare(a.Rate, b.Rate))
+	})
 	b, err := encMode.Marshal(&out)
 	if err != nil {
 		return nil, fmt.Errorf("encode state: %w", err)

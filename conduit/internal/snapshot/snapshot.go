@@ -25,7 +25,7 @@ import (
 // another major, and ignores what a newer minor has added.
 const (
 	Major = 1
-	Minor = 0
+	Minor = 1 // 1: rates
 )
 
 // Limits of a snapshot.
@@ -37,6 +37,7 @@ const (
 	MaxDenials = 1 << 17 // of all kinds, as the engine has it
 	MaxResume  = 4 << 10
 	MaxUplinks = 64
+	MaxRates   = 256
 
 	maxName   = 64 // of a peer, a mesh, an uplink, a kind of path
 	maxTags   = 64 // of a peer
@@ -75,6 +76,8 @@ type Snapshot struct {
 	Resume []byte
 	// Spent are the budgets of uplinks.
 	Spent []Spent
+	// Rates are what paths carried, so that the next start need not find it anew.
+	Rates []Rate
 	// Port is the UDP port that the node had: peers look for it there.
 	Port uint16
 	// Dropped counts peers that Decode left out because their keys did not match

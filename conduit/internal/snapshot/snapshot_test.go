@@ -31,7 +31,7 @@ var (
 	now  = time.Date(2026, 11, 24, 12, 0, 0, 5e6, time.UTC)
 	self = identity.PeerID{9}
 	same = cmp.Options{
-		cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty(),
+		cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}), cmpopts.EquateEmpty(),
 		cmp.Comparer(func(a, b *ecdh.PublicKey) bool { return a == b || a != nil && b != nil && a.Equal(b) }),
 	}
 )
@@ -74,7 +74,11 @@ func sample(peers int) *Snapshot {
 			{ID: identity.PeerID{3}, Until: now.Add(time.Minute)},
 		},
 		Spent: []Spent{{"wwan0", Day(now), 12345}, {"wlan0", Day(now), 1}},
-		Port:  41641,
+		Rates: []Rate{
+			{Peer: identity.PeerID{4}, Uplink: "wwan0", Network: netip.MustParsePrefix("2001:db8:1:2::/64"), Remote: netip.MustParsePrefix("2001:db8::/64"), Rate: 7e5, At: now.Add(-time.Hour)},
+			{Peer: identity.PeerID{3}, Network: netip.MustParsePrefix("192.0.2.0/24"), Remote: netip.MustParsePrefix("198.51.100.0/24"), Rate: 25e6, At: now.Add(-time.Minute)},
+		},
+		Port: 41641,
 	}
 	for i := range peers {
 		s.Peers = append(s.Peers, peerOf(i))
@@ -87,6 +91,7 @@ func sample(peers int) *Snapshot {
 func sortLike(s *Snapshot) {
 	slices.SortFunc(s.Peers, func(a, b Peer) int { return a.ID.Compare(b.ID) })
 	slices.SortFunc(s.Spent, func(a, b Spent) int { return strings.Compare(a.Uplink, b.Uplink) })
+	slices.SortFunc(s.Rates, func(a, b Rate) int { return a.Peer.Compare(b.Peer) })
 	slices.SortFunc(s.Denials, func(a, b Denial) int {
 		key := func(d Denial) []byte {
 			if !d.ID.IsZero() {
@@ -124,6 +129,7 @@ func TestDeterministic(t *testing.T) {
 	slices.Reverse(b.Peers)
 	slices.Reverse(b.Denials)
 	slices.Reverse(b.Spent)
+	slices.Reverse(b.Rates)
 	slices.Reverse(b.Peers[3].Addrs)
 	first := b.Peers[0].ID
 	if !bytes.Equal(encoded(t, a), encoded(t, b)) {
@@ -143,6 +149,7 @@ func TestEncodeLimits(t *testing.T) {
 		"Resume":    {func(s *Snapshot) { s.Resume = make([]byte, MaxResume+1) }, ErrLimit},
 		"Denials":   {func(s *Snapshot) { s.Denials = make([]Denial, MaxDenials+1) }, ErrLimit},
 		"Uplinks":   {func(s *Snapshot) { s.Spent = make([]Spent, MaxUplinks+1) }, ErrLimit},
+		"Rates":     {func(s *Snapshot) { s.Rates = make([]Rate, MaxRates+1) }, ErrLimit},
 		"Uplink":    {func(s *Snapshot) { s.Spent[0].Uplink = strings.Repeat("x", maxName+1) }, ErrLimit},
 		"Mesh":      {func(s *Snapshot) { s.MeshID = "" }, ErrLimit},
 		"Tags":      {func(s *Snapshot) { s.Peers[0].Tags = make([]string, maxTags+1) }, ErrLimit},
@@ -231,7 +238,7 @@ func TestTooManyPeers(t *testing.T) {
 
 // TestGolden: what an older program of this major version wrote is read for ever.
 func TestGolden(t *testing.T) {
-	const file = "testdata/v1.0.cbor.hex"
+	const file = "testdata/v1.1.cbor.hex"
 	text := hex.EncodeToString(encoded(t, sample(2)))
 	if os.Getenv("UPDATE_GOLDEN") != "" {
 		if err := os.WriteFile(file, []byte(text+"\n"), 0o644); err != nil {
@@ -245,16 +252,24 @@ func TestGolden(t *testing.T) {
 	if strings.TrimSpace(string(want)) != text {
 		t.Error("the bytes of the format have changed; a new version keeps this file and adds its own")
 	}
-	b, err := hex.DecodeString(strings.TrimSpace(string(want)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := Decode(b, "m1", self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(sample(2), got, same); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
+	old := sample(2)
+	old.Rates = nil
+	for file, want := range map[string]*Snapshot{file: sample(2), "testdata/v1.0.cbor.hex": old} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := hex.DecodeString(strings.TrimSpace(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Decode(b, "m1", self)
+		if err != nil {
+			t.Fatal(file, err)
+		}
+		if d := cmp.Diff(want, got, same); d != "" {
+			t.Errorf("%s (-want +got):\n%s", file, d)
+		}
 	}
 }
 
@@ -374,6 +389,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"Policy":      full(func(b *body) { b.Policy = make([]byte, MaxPolicy+1) }),
 		"Resume":      full(func(b *body) { b.Resume = make([]byte, MaxResume+1) }),
 		"Spent":       full(func(b *body) { b.Spent = make([]spent, MaxUplinks+1) }),
+		"Rates":       full(func(b *body) { b.Rates = make([]rate, MaxRates+1) }),
 		"Uplink":      full(func(b *body) { b.Spent[0].Uplink = strings.Repeat("x", maxName+1) }),
 		"Order":       full(func(b *body) { slices.Reverse(b.Peers) }),
 		"Twice":       full(func(b *body) { b.Peers[1] = b.Peers[0] }),
