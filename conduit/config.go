@@ -64,7 +64,8 @@ type Config struct {
 	// marked traffic worse.
 	NoDSCP bool
 	// StateFile is where the node keeps what it must know to start without its hub:
-	// peers, their last good addresses, the policy. Empty means nowhere.
+	// peers, their last good addresses, what the paths to them carried, the policy.
+	// Empty means nowhere.
 	StateFile string
 	// Relay lets other nodes, which cannot reach each other, send through this one
 	// where the policy lets them talk. It cannot read what it carries.

@@ -45,6 +45,7 @@ type Node struct {
 	policy   *policy.Engine
 	registry registry.Registry
 	psks     pskRing
+	rates    rates
 
 	// Set once in Start.
 	plane     *dataplane.Dataplane
@@ -83,6 +84,7 @@ func New(cfg Config) (*Node, error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
+	n.rates.changed = n.stateChanged
 	n.psks.now = pskEntry{n.cfg.PSK, n.cfg.PSKEpoch}
 	c := cfg.Certificate
 	n.policy = policy.NewEngine(policy.Subject{ID: c.ID, Name: c.Name})

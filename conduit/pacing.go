@@ -97,7 +97,7 @@ func (p Pacing) withDefaults() Pacing {
 }
 
 // strategy makes what paces a path.
-func (n *Node) strategy(*dataplane.Peer, dataplane.Path) congestion.Strategy {
+func (n *Node) strategy(to *dataplane.Peer, way dataplane.Path) congestion.Strategy {
 	p := n.cfg.Pacing.withDefaults()
 	switch p.Strategy {
 	case StrategyNone:
@@ -105,7 +105,9 @@ func (n *Node) strategy(*dataplane.Peer, dataplane.Path) congestion.Strategy {
 	case StrategyFixed:
 		return congestion.NewFixed(p.Rate / 8)
 	}
-	return congestion.NewDelayRate(congestion.DelayRateConfig{Floor: p.Floor})
+	return n.rates.remember(to.ID, way, func(initial float64) congestion.Strategy {
+		return congestion.NewDelayRate(congestion.DelayRateConfig{Initial: initial, Floor: p.Floor})
+	})
 }
 
 // overBudget tells of a budget that is exceeded. It runs in the packet path.

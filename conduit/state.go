@@ -41,6 +41,7 @@ func (n *Node) restore(s *snapshot.Snapshot) {
 	for _, u := range s.Spent {
 		n.underlay.spent[u.Uplink] = &used{day: u.Day, bytes: u.Bytes}
 	}
+	n.rates.restore(s.Rates)
 	n.engine.Restore(st)
 	n.hub.FromSnapshot = true
 	n.log.Info("starting from what was known before", "peers", len(st.Peers), "written", s.Written, "policy", s.PolicyVersion)
@@ -70,6 +71,7 @@ func (n *Node) takeState(ctx context.Context) (*snapshot.Snapshot, error) {
 	for _, d := range st.Denials {
 		s.Denials = append(s.Denials, snapshot.Denial(d))
 	}
+	s.Rates = n.rates.take(now)
 	n.underlay.mu.Lock()
 	defer n.underlay.mu.Unlock()
 	for name, bytes := range n.usedLocked(now) {

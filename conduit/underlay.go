@@ -200,6 +200,7 @@ func (n *Node) uplinksChanged(list []uplink.Bound) {
 	n.underlay.bounds = slices.Clone(list)
 	spent := n.spentLocked(time.Now())
 	n.underlay.mu.Unlock()
+	n.rates.setNetworks(list)
 	socks := make([]engine.Socket, 0, len(list))
 	var turns []relay.TurnUplink
 	for _, b := range list {
