@@ -86,8 +86,14 @@ func (r *record) grow(now time.Duration) {
 func (r *record) find(session uint32, lane uint8, counter uint64) (time.Duration, totals, bool) {
 	var hit *batch
 	for i := range r.n {
-		b := &r.ring[(r.head-1-i+len(r.ring))%len(r.ring)]
-		if counter < b.first || counter > b.last || b.lane != lane || b.session != session {
+		b := &r.ring[(r.head-1-i)&(len(r.ring)-1)] // a power of two long
+		if b.lane != lane || b.session != session || counter < b.first {
+			continue
+		}
+		if counter > b.last {
+			if !b.copies { // counters grow: what is older has lesser ones
+				break
+			}
 			continue
 		}
 		hit = b

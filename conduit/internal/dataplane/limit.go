@@ -27,7 +27,7 @@ const (
 	// A bond is probed every 50 ms on each of several paths, by both ends.
 	probeGap, probeSlack = int64(time.Second / 400), 199 * probeGap
 	// A report comes every 25 ms for each path, or every 8 ms where it is urgent.
-	reportGap, reportSlack = int64(time.Second / 500), 99 * reportGap
+	reportGap, reportSlack = int64(time.Second / 500), 19 * reportGap
 	// What else a session may have decided: answers to our probes for the most part.
 	controlGap, controlSlack = int64(time.Second / 500), 199 * controlGap
 	// Pairs of relay and peer that nothing is known of.

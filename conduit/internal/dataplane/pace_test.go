@@ -434,3 +434,26 @@ func TestRealtime(t *testing.T) {
 		}
 	}
 }
+
+// Telemetry that leaves on two paths leaves on the second as far as that one has
+// room.
+func TestSecondWayIsPaced(t *testing.T) {
+	p := newPair(t, 2)
+	p.caps(wire.CapReport)
+	rates := map[int]float64{p.paths[0].Bind: 125e6, p.paths[1].Bind: congestion.MinRate}
+	p.a.d.cfg.Pacing = func(_ *Peer, path Path) congestion.Strategy { return congestion.NewFixed(rates[path.Bind]) }
+	p.track(p.paths...)
+	p.a.d.SetWays(p.a.peer, &Ways{Critical: p.paths[:1], Telemetry: p.paths, Bulk: p.paths[:1]})
+	for i := range uint32(100) {
+		b := numbered(i, 1000)
+		b[22], b[23] = 5006>>8, 5006&0xff
+		p.a.dev.in <- b
+	}
+	for range 100 { // two readers: in any order
+		<-p.b.dev.out
+	}
+	c := p.a.peer.Paths()
+	if c[0].TxPackets != 100 || c[1].TxPackets == 0 || c[1].TxPackets > 30 {
+		t.Errorf("%d packets left on the wide path, %d on the thin one; want 100 and a few", c[0].TxPackets, c[1].TxPackets)
+	}
+}

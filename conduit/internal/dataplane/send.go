@@ -233,6 +233,9 @@ func (s *sender) peer(p *Peer, b *packet.Buf) {
 	id := ident{sess.RemoteIndex, b.Lane, h.Counter}
 	sent := 0
 	for i := range ways {
+		if i > 0 && sent > 0 && !s.second(&ways[i], b.Lane, len(sealed)) {
+			continue
+		}
 		if s.put(&ways[i], b, sealed, &id, 0) {
 			sent++
 		}
@@ -255,6 +258,28 @@ func (s *sender) peer(p *Peer, b *packet.Buf) {
 		p.txBytes.Add(uint64(n))
 	}
 }
+
+// second reports whether a packet that has left on another way may leave on w too: a
+// thin path is not filled with what a wide one has room for.
+func (s *sender) second(w *way, l packet.Lane, size int) bool {
+	pipe := w.pipe()
+	switch {
+	case pipe == nil || math.IsInf(pipe.Rate(), 1):
+		return true
+	case l == packet.Critical:
+		return pipe.Police(s.now, size)
+	}
+	batch := 0 // what the pipe has not been told of
+	for i := range s.sent {
+		if s.sent[i].pipe == pipe {
+			batch += s.sent[i].what.Bytes
+		}
+	}
+	return float64(batch) <= pipe.Rate()*batchTime && pipe.Open()
+}
+
+// batchTime, in seconds, is how much of a pipe's rate may leave before it is told.
+const batchTime = 1.5e-3
 
 // control sends a packet of a session on the paths that it names, else on those of
 // its peer's Critical packets.

@@ -274,7 +274,8 @@ func TestTrainEnds(t *testing.T) {
 func TestPolice(t *testing.T) {
 	for _, tt := range []struct{ share, rate, want, burst float64 }{
 		{0, 1e6, 400e3, 20e3},
-		{0, 50e3, 20e3, 4096},
+		{0, 150e3, 60e3, 4096},
+		{0, 50e3, policeLeast, 4096}, // not less
 		{.2, 1e6, 200e3, 10e3},
 	} {
 		r := newRig(t, Config{CriticalShare: tt.share})

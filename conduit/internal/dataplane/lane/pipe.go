@@ -30,6 +30,11 @@ const (
 	strictFor   = int64(100 * time.Millisecond)
 	strictQueue = int64(300 * time.Millisecond)
 	badQueue    = 5 * time.Millisecond
+	// policeLeast is what Critical may have in any case, in bytes per second: with less
+	// there would be nothing worth a link. A rate that falls for want of reports, which
+	// newsAge tells, does not count either: that is no word about the way there.
+	policeLeast = 32e3
+	newsAge     = int64(time.Second)
 )
 
 // Pipe is one path of one peer: what waits for it, and how fast it may leave. All
@@ -67,8 +72,9 @@ type Pipe struct {
 	readyAt int64 // when a blocked one has tokens
 	last    int64 // latest time that the strategy was told
 	ticked  int64
-	startup bool // the strategy does not know the rate yet
-	train   int  // wire bytes of a train that are to leave; the pipe is in s.trains
+	heardAt int64 // when a report last came; 0 never
+	startup bool  // the strategy does not know the rate yet
+	train   int   // wire bytes of a train that are to leave; the pipe is in s.trains
 
 	maxBytes int   // of Bulk, on the wire
 	interval int64 // of CoDel
@@ -152,6 +158,9 @@ func (p *Pipe) refill(now int64) {
 	}
 	was := p.bucket.ref
 	p.bucket.refill(now, rate)
+	if p.heardAt != 0 && now-p.heardAt > newsAge && p.bucket.ref < was {
+		p.bucket.ref = was
+	}
 	if ref := p.bucket.ref; ref != was {
 		p.policed.Store(math.Float64bits(ref))
 		p.maxBytes = math.MaxInt
@@ -216,6 +225,7 @@ func (p *Pipe) Report(r *congestion.Report) {
 		return
 	}
 	now := s.now()
+	p.heardAt = max(now, 1)
 	p.st.Report(p.at(now), r)
 	state := p.st.State(p.at(now))
 	p.interval = max(minInterval, int64(state.RTT)*3/2)
@@ -275,7 +285,7 @@ func (p *Pipe) Police(now int64, size int) bool {
 	if now >= p.strictTo.Load() {
 		return true
 	}
-	rate := math.Float64frombits(p.policed.Load()) * p.s.cfg.CriticalShare
+	rate := max(math.Float64frombits(p.policed.Load())*p.s.cfg.CriticalShare, policeLeast)
 	if math.IsInf(rate, 1) {
 		return true
 	}
@@ -325,6 +335,17 @@ func (p *Pipe) State() (out PipeState) {
 		out.Lanes[l].SojournMax = time.Duration(p.wait[l].most(now))
 	}
 	return out
+}
+
+// Open reports whether p has tokens: whether a copy of what has left elsewhere may
+// leave by it as well.
+func (p *Pipe) Open() bool {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	now := max(p.s.now(), p.bucket.at)
+	p.refill(now)
+	p.setReady(now)
+	return p.bucket.open()
 }
 
 // Rate is what the path takes, in bytes per second on the wire, drains apart; +Inf

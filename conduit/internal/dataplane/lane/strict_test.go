@@ -63,3 +63,26 @@ func TestPoliceOnlyBesideOthers(t *testing.T) {
 		t.Error("policed long after the last Bulk had to wait")
 	}
 }
+
+// That no reports come says nothing of the way there: Critical keeps its share.
+func TestPoliceWithoutReports(t *testing.T) {
+	r := newRig(t, Config{})
+	st := &fakeStrategy{rate: 2.5e6}
+	p := r.AddUplink().AddPipe(st, 60)
+	p.Report(&congestion.Report{})
+	r.fill(p, 500, packet.Bulk, 1, 1350)
+	r.run(r.clock+5*ms, 64, nil)
+	r.clock += int64(2 * time.Second)
+	st.rate = congestion.MinRate
+	r.run(r.clock+10*int64(time.Second), 64, nil)
+	r.fill(p, 1, packet.Bulk, 1, 1350)
+	n := 0
+	for range 10 {
+		if p.Police(r.clock, 1000) {
+			n++
+		}
+	}
+	if n < 10 {
+		t.Errorf("%d of 10 pass ten seconds after the last report", n)
+	}
+}
