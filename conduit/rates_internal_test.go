@@ -263,6 +263,11 @@ func TestRateRoams(t *testing.T) {
 		}
 		(*made)[1].st = steady(1e6)
 		s.Report(4*time.Second, new(congestion.Report))
+		second := rateWant
+		second.network = netip.MustParsePrefix("203.0.113.0/24")
+		if got, _ := m.knows(second); got != 1e6 {
+			t.Errorf("%v is remembered of the second network", got)
+		}
 		time.Sleep(time.Hour)
 		m.setNetworks(boundTo(0, "192.0.2.7"))
 		s.Report(time.Hour, new(congestion.Report))
