@@ -50,6 +50,14 @@ type Strategy interface {
 	State(now time.Duration) State
 }
 
+// Sharer is what a [Strategy] has that wants to know how much the paths beside it
+// are given.
+type Sharer interface {
+	// Beside tells what all paths of the uplink are given together, this one
+	// included, in bytes per second, ahead of each Report.
+	Beside(total float64)
+}
+
 // Sent is a batch of datagrams of one lane and session that left together.
 type Sent struct {
 	Lane uint8

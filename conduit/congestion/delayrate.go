@@ -85,6 +85,8 @@ type DelayRate struct {
 	lastLoad time.Duration
 	hadLoad  bool
 
+	beside float64 // what all paths of the uplink are given together; 0 unknown
+
 	noise noise
 	train train
 	open  open
@@ -240,8 +242,21 @@ func (c *DelayRate) feedback() float64 { return c.rtt + reportEvery }
 // packetTime is how long a full packet takes at the rate, in seconds.
 func (c *DelayRate) packetTime() float64 { return c.packet / c.rate }
 
+// Beside tells what all paths of the uplink are given together, this one included,
+// in bytes per second. Where several share a link, a packet takes the time of the
+// link and not that of a path's share in it: without knowing so, each path would
+// bear a queue that grows with their number.
+func (c *DelayRate) Beside(total float64) { c.beside = total }
+
+// linkTime is how long a full packet takes on the link, in seconds: by what the
+// uplink is given in all, as far as a train went as fast. The paths may share
+// nothing behind the uplink.
+func (c *DelayRate) linkTime() float64 {
+	return c.packet / max(c.rate, min(c.beside, max(c.train.rate, c.train.before)))
+}
+
 // clear is the queue below which the path counts as empty.
-func (c *DelayRate) clear() float64 { return max(0.001, 0.6*c.packetTime()) }
+func (c *DelayRate) clear() float64 { return max(0.001, 0.6*c.linkTime()) }
 
 // quietTime is how long there must have been no decrease before the rate is
 // looked for by more than the steady increase.

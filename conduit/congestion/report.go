@@ -136,7 +136,7 @@ func (c *DelayRate) hear(now time.Duration, r *Report) heard {
 	}
 	c.q = h.q
 	c.anchor(anchorQ)
-	h.thr = max(0.0025, 2.2*c.packetTime())
+	h.thr = max(0.0025, 2.2*c.linkTime())
 	h.hard = h.q > 3*h.thr
 	h.dl = c.delivery(0, h.window, false)
 	if h.res = c.take(now, r); h.res == 0 {

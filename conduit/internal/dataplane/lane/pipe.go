@@ -226,6 +226,9 @@ func (p *Pipe) Report(r *congestion.Report) {
 	}
 	now := s.now()
 	p.heardAt = max(now, 1)
+	if sh, ok := p.st.(congestion.Sharer); ok {
+		sh.Beside(p.u.given(now))
+	}
 	p.st.Report(p.at(now), r)
 	state := p.st.State(p.at(now))
 	p.interval = max(minInterval, int64(state.RTT)*3/2)

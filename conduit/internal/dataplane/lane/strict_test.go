@@ -86,3 +86,32 @@ func TestPoliceWithoutReports(t *testing.T) {
 		t.Errorf("%d of 10 pass ten seconds after the last report", n)
 	}
 }
+
+// sharer remembers what it was told.
+type sharer struct {
+	congestion.Strategy
+	told []float64
+}
+
+func (s *sharer) Beside(total float64) { s.told = append(s.told, total) }
+
+// A strategy hears what the paths that want its uplink are given together.
+func TestBeside(t *testing.T) {
+	r := newRig(t, Config{})
+	u := r.AddUplink()
+	st := &sharer{Strategy: congestion.NewFixed(100e3)}
+	p := u.AddPipe(st, 60)
+	for i, other := range []congestion.Strategy{congestion.NewFixed(200e3), congestion.NewFixed(400e3), congestion.NewNull()} {
+		q := u.AddPipe(other, 60)
+		if i != 1 {
+			r.fill(q, 50, packet.Bulk, uint32(i), 1350)
+		}
+	}
+	other := r.AddUplink().AddPipe(congestion.NewFixed(800e3), 60)
+	r.fill(other, 50, packet.Bulk, 9, 1350)
+	r.fill(p, 50, packet.Bulk, 10, 1350)
+	p.Report(&congestion.Report{})
+	if len(st.told) != 1 || st.told[0] != 300e3 {
+		t.Errorf("told of %v, want 300 kB/s: of those two that wait and have a rate", st.told)
+	}
+}

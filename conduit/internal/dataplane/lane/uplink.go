@@ -4,6 +4,7 @@ package lane
 
 import (
 	"math"
+	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 )
@@ -17,6 +18,8 @@ const (
 	minTurn = 1514
 	maxTurn = 32 << 10
 	turnFor = 1e-3
+	// givenFor is how long the sum of the pipes' rates is good for.
+	givenFor = int64(10 * time.Millisecond)
 )
 
 // Uplink is one link of this node to the network: a thin resource that pipes
@@ -38,6 +41,9 @@ type Uplink struct {
 	turn    int // class
 	deficit [numClasses]int
 	share   int // bytes of a turn
+
+	givenAt  int64 // when givenSum was worked out; 0 never
+	givenSum float64
 }
 
 // AddUplink returns a new uplink without a limit.
@@ -237,4 +243,19 @@ func (u *Uplink) setShare(p *Pipe) {
 	if !math.IsInf(rate, 1) {
 		u.share = int(min(max(rate*turnFor, minTurn), maxTurn))
 	}
+}
+
+// given is what the strategies of the pipes that wait let out together, in bytes per
+// second. It is worked out a hundred times a second at most.
+func (u *Uplink) given(now int64) float64 {
+	if now-u.givenAt < givenFor && u.givenAt != 0 {
+		return u.givenSum
+	}
+	u.givenAt, u.givenSum = max(now, 1), 0
+	for p := u.waiting.head; p != nil; p = p.links[inWaiting].next {
+		if r := p.bucket.ref; !math.IsInf(r, 1) {
+			u.givenSum += r
+		}
+	}
+	return u.givenSum
 }
