@@ -18,14 +18,15 @@ import (
 const (
 	// rateAge is how long a rate is remembered.
 	rateAge = 7 * 24 * time.Hour
-	// noteEvery is the gap between two looks at the rate of a path, averageOver how
-	// long one counts: a network that is being left is slow at last.
-	noteEvery   = time.Second
-	averageOver = time.Minute
-	// enoughRate is the most that is remembered, in bytes per second. From half of it
-	// a train or two find any rate, while at the start of a slower path than was
-	// remembered each more is a longer queue.
-	enoughRate = 200e6 / 8
+	// noteEvery is the gap between two looks at the rate of a path. What is remembered
+	// follows it within riseOver or fallOver: to begin with too little costs a train
+	// more, 0.1 s, and with too much a queue.
+	noteEvery = time.Second
+	riseOver  = time.Minute
+	fallOver  = 10 * time.Second
+	// enoughRate is the most that is remembered, in bytes per second: from half of it
+	// two trains find any rate.
+	enoughRate = 100e6 / 8
 	// usualStart is the default of congestion.DelayRateConfig.
 	usualStart = 2e6 / 8
 )
@@ -110,10 +111,7 @@ func (m *rates) start(k rateKey, limit float64, now time.Time) float64 {
 	r := 0.0
 	m.mu.Lock()
 	if e := m.known[k]; e != nil && now.Sub(e.at) <= rateAge {
-		r = e.rate / 2
-		if e.rate >= usualStart {
-			r = max(r, usualStart) // what is remembered does not make us slower
-		}
+		r = max(e.rate/2, min(e.rate, usualStart)) // half of less takes long to find more
 	}
 	m.mu.Unlock()
 	if limit > 0 {
@@ -208,6 +206,8 @@ type remembering struct {
 	average float64
 }
 
+var _ congestion.Sharer = (*remembering)(nil)
+
 // remember returns the strategy of a path, made by fresh.
 func (m *rates) remember(peer identity.PeerID, path dataplane.Path, fresh func(initial float64) congestion.Strategy) congestion.Strategy {
 	r := &remembering{m: m, fresh: fresh, peer: peer, path: path}
@@ -236,6 +236,13 @@ func (r *remembering) look() {
 	}
 }
 
+// Beside implements congestion.Sharer.
+func (r *remembering) Beside(total float64) {
+	if s, ok := r.Strategy.(congestion.Sharer); ok {
+		s.Beside(total)
+	}
+}
+
 // Tick implements congestion.Strategy.
 func (r *remembering) Tick(now time.Duration, waiting int) int {
 	r.look()
@@ -257,7 +264,11 @@ func (r *remembering) Report(now time.Duration, rep *congestion.Report) {
 	if !r.began {
 		r.began, r.average = true, rate
 	} else {
-		r.average += (rate - r.average) * min(1, (now-r.noted).Seconds()/averageOver.Seconds())
+		over := riseOver
+		if rate < r.average {
+			over = fallOver
+		}
+		r.average += (rate - r.average) * min(1, (now-r.noted).Seconds()/over.Seconds())
 	}
 	r.noted = now
 	r.m.note(r.key, r.average, time.Now())

@@ -5,6 +5,7 @@ package conduit
 import (
 	"math"
 	"net/netip"
+	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,10 +41,12 @@ type fakePace struct {
 	st      congestion.State
 	initial float64
 	heard   int
+	beside  float64
 }
 
 func (f *fakePace) Report(time.Duration, *congestion.Report) { f.heard++ }
 func (f *fakePace) State(time.Duration) congestion.State     { return f.st }
+func (f *fakePace) Beside(total float64)                     { f.beside = total }
 func (f *fakePace) Tick(time.Duration, int) int              { return 0 }
 
 func steady(rate float64) congestion.State { return congestion.State{Rate: rate} }
@@ -117,7 +120,7 @@ func TestRateStart(t *testing.T) {
 		"Old":           {4e6, 0, rateAge + 1, 0},
 		"ClockWasAhead": {4e6, 0, -time.Hour, 2e6},
 		"NotSlower":     {400e3, 0, 0, usualStart},
-		"Slow":          {100e3, 0, 0, 50e3},
+		"Slow":          {100e3, 0, 0, 100e3},
 		"Limit":         {4e6, 1e6, 0, 1e6},
 		"LimitAbove":    {4e6, 9e6, 0, 2e6},
 		"LimitAlone":    {0, 100e3, 0, 100e3},
@@ -183,7 +186,7 @@ func TestRatesKept(t *testing.T) {
 }
 
 // TestRateNoted: only a rate that is steady is remembered, no more often than it
-// changes, and as a mean of a minute.
+// changes, and as a mean that falls faster than it rises.
 func TestRateNoted(t *testing.T) {
 	told := 0
 	m := &rates{changed: func() { told++ }}
@@ -209,15 +212,19 @@ func TestRateNoted(t *testing.T) {
 	if got, _ := m.knows(rateWant); got != 4e6 || told != 1 || f.heard != 5 {
 		t.Fatalf("%v is remembered after %d reports, the file was asked for %d times", got, f.heard, told)
 	}
-	report(noteEvery/2, steady(1e6)) // the end of the network: 1 s of a minute
-	if got, _ := m.knows(rateWant); got != 4e6-3e6/60 || told != 1 {
+	report(noteEvery/2, steady(10e6)) // 1 s of a minute
+	if got, _ := m.knows(rateWant); got != 4.1e6 || told != 1 {
 		t.Errorf("%v is remembered, the file was asked for %d times", got, told)
 	}
-	report(2*averageOver, steady(1e6))
+	report(noteEvery, steady(3.1e6)) // 1 s of ten
+	if got, _ := m.knows(rateWant); got != 4e6 || told != 1 {
+		t.Errorf("%v is remembered, the file was asked for %d times", got, told)
+	}
+	report(fallOver, steady(1e6))
 	if got, _ := m.knows(rateWant); got != 1e6 || told != 2 {
 		t.Errorf("%v is remembered, the file was asked for %d times", got, told)
 	}
-	report(2*averageOver, steady(congestion.MaxRate)) // no limit was found
+	report(riseOver, steady(congestion.MaxRate)) // no limit was found
 	if got, _ := m.knows(rateWant); got != enoughRate {
 		t.Errorf("%v is remembered", got)
 	}
@@ -301,6 +308,22 @@ func TestRateHelps(t *testing.T) {
 	n.cfg.Pacing = Pacing{Strategy: StrategyFixed, Rate: 8e6}
 	if st := n.strategy(to, ratePath).State(0); st.Rate != 1e6 {
 		t.Errorf("fixed begins with %+v", st)
+	}
+}
+
+// TestRateHidesNothing: what the lanes can ask DelayRate for they can ask its wrapper.
+func TestRateHidesNothing(t *testing.T) {
+	outer := reflect.TypeFor[*remembering]()
+	for m := range reflect.TypeFor[*congestion.DelayRate]().Methods() {
+		if _, ok := outer.MethodByName(m.Name); !ok {
+			t.Errorf("%s is hidden", m.Name)
+		}
+	}
+	var r rates
+	s, made := paced(&r)
+	s.(congestion.Sharer).Beside(5)
+	if (*made)[0].beside != 5 {
+		t.Error("Beside is not passed on")
 	}
 }
 
