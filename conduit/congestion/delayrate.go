@@ -18,6 +18,7 @@ const (
 	increase      = 0.10      // per second, of sqrt(rate · increaseScale)
 	increaseScale = 20e6 / 8  // bytes/s
 	untested      = 3 * time.Second
+	maxJumpFails  = 4 // each doubles the time until the next jump
 )
 
 // DelayRateConfig tunes a [DelayRate]. The zero value is fit for use.
@@ -84,6 +85,13 @@ type DelayRate struct {
 	seenTele uint64
 	lastLoad time.Duration
 	hadLoad  bool
+
+	// A train shows the link, not our share in it. jumped: the rate was raised by one,
+	// and what came of it is not known yet; jumpFails counts those in a row that were
+	// too much.
+	jumped    bool
+	jumpAt    time.Duration
+	jumpFails int
 
 	beside float64 // what all paths of the uplink are given together; 0 unknown
 

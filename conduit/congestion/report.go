@@ -240,6 +240,9 @@ func (c *DelayRate) decrease(h *heard) {
 		}
 		return
 	}
+	if c.jumped {
+		c.jumped, c.jumpFails = false, min(c.jumpFails+1, maxJumpFails)
+	}
 	if h.jump && !c.startup {
 		c.noise.event(c.qmax)
 	}
@@ -372,7 +375,11 @@ func (c *DelayRate) grow(h *heard) {
 		c.grew = h.now
 	}
 	r := c.rate + increase*math.Sqrt(c.rate*increaseScale)*min(1, 0.065/h.d)*min(c.dt, 0.1)
-	if res := max(h.res, h.luck); quiet && empty && !h.noisy && res > 1.3*r {
+	if c.jumped && h.now-c.jumpAt > c.quietTime() {
+		c.jumped, c.jumpFails = false, 0 // it was right
+	}
+	if res := max(h.res, h.luck); quiet && empty && !h.noisy && res > 1.3*r && h.now-c.cutAt > c.quietTime()<<c.jumpFails {
+		c.jumped, c.jumpAt = true, h.now
 		r = min(1.5*r, 0.92*res)
 		c.train.next = h.now
 		c.setRate(r)
