@@ -46,27 +46,28 @@ func pacedPaths(t *testing.T, m *conduittest.Mesh, i, j int) (out []conduit.Path
 func TestRateOverRestart(t *testing.T) {
 	m, dir := stateMesh(t, 2)
 	meet(t, m, 0, 1)
-	var networks []netip.Prefix // of both: which paths are used first is chance
-	names := []string{""}
+	// Both nodes have the same addresses, and which paths they use first is chance.
+	networks := make(map[string][]netip.Prefix) // by uplink; "" has all
 	for _, u := range status(t, m.Node(0)).Node.Uplinks {
-		names = append(names, u.Name)
 		for _, text := range u.Addresses {
 			a := netip.MustParseAddr(text)
 			p, err := a.Prefix(map[bool]int{true: 24, false: 64}[a.Is4()])
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Contains(networks, p) {
-				networks = append(networks, p)
+			for _, name := range []string{u.Name, ""} {
+				if !slices.Contains(networks[name], p) {
+					networks[name] = append(networks[name], p)
+				}
 			}
 		}
 	}
 	closeNodes(t, m, 0)
 	s := loadState(t, m, dir, 0)
 	s.Rates = nil
-	for _, name := range names {
-		for _, own := range networks {
-			for _, remote := range networks {
+	for name, list := range networks {
+		for _, own := range list {
+			for _, remote := range networks[""] {
 				if own.Bits() == remote.Bits() {
 					s.Rates = append(s.Rates, snapshot.Rate{
 						Peer: m.Certificate(1).ID, Uplink: name, Network: own, Remote: remote, Rate: 5e6, At: time.Now().Add(-time.Hour),
