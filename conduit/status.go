@@ -254,7 +254,8 @@ type LaneStatus struct {
 	DroppedBy map[string]uint64 `json:"dropped_by_reason,omitempty"`
 	// Marked counts packets that were marked (ECN) rather than dropped.
 	Marked uint64 `json:"ecn_marked"`
-	// Demoted counts packets that the policy moved out of this lane.
+	// Demoted counts packets that came into this lane from a higher one: over a budget
+	// of the policy, or more than the share that Critical may take.
 	Demoted uint64 `json:"demoted"`
 }
 

@@ -155,6 +155,7 @@ func (s *sender) packet(b *packet.Buf) {
 				o = &l.stun
 			}
 			o.add(transport.Message{Buf: b.Bytes(), Addr: dest.path.Remote}, b)
+			s.account(l.up.free, &ident{}, b.N+overIP(dest.path.Remote.Addr()), 0)
 		}
 	case *kickDest:
 		s.follow(dest.peer, dest.peer.ways.Load())
@@ -188,10 +189,12 @@ func (s *sender) put(w *way, b *packet.Buf, sealed []byte, id *ident, copies int
 	if w.stat != nil {
 		w.stat.txPackets.Add(1)
 		w.stat.txBytes.Add(uint64(len(sealed)))
-		if pipe := w.pipe(); pipe != nil {
-			s.account(pipe, id, len(sealed)+w.over, copies)
-		}
 	}
+	pipe := w.pipe()
+	if pipe == nil {
+		pipe = l.up.free // of a path that is no way: a probe
+	}
+	s.account(pipe, id, len(sealed)+w.over, copies)
 	return true
 }
 

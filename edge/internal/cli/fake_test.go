@@ -87,9 +87,9 @@ func busy(st *conduit.Status, ago func(time.Duration) time.Time) {
 	st.Peers[1].Paths[2].Pacing = &conduit.PacingStatus{Strategy: "null", State: conduit.PaceUnlimited} // nothing uses it
 	l := &st.Lanes
 	l.Critical = conduit.LaneStatus{TxPackets: 90210, TxBytes: 9e6, RxPackets: 90110, RxBytes: 9e6, Sojourn: 0.04, SojournMax: 0.31}
-	l.Telemetry = conduit.LaneStatus{TxPackets: 4500, TxBytes: 5e6, RxPackets: 1, RxBytes: 80, Queued: 1, Sojourn: 1.2, SojournMax: 9.6, Demoted: 12}
+	l.Telemetry = conduit.LaneStatus{TxPackets: 4500, TxBytes: 5e6, RxPackets: 1, RxBytes: 80, Queued: 1, Sojourn: 1.2, SojournMax: 9.6}
 	l.Bulk.Queued, l.Bulk.QueuedBytes, l.Bulk.Sojourn, l.Bulk.SojournMax = 7, 9100, 24, 131.5
-	l.Bulk.Dropped, l.Bulk.DroppedBy, l.Bulk.Marked = 42, map[string]uint64{"codel": 40, "overflow": 2, "age": 0}, 17
+	l.Bulk.Dropped, l.Bulk.DroppedBy, l.Bulk.Marked, l.Bulk.Demoted = 42, map[string]uint64{"codel": 40, "overflow": 2, "age": 0}, 17, 12
 	st.Policy.Alarms = []conduit.PolicyAlarm{
 		{Rule: "camera", Peer: "robot7", Lane: "telemetry", Action: "demote", Packets: 12, Since: ago(2 * time.Minute)},
 		{Rule: "odd\nname", Packets: 1},

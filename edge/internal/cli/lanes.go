@@ -137,7 +137,7 @@ func (a *App) writeLanes(b *strings.Builder, st *local.Status) {
 			fmt.Fprintf(b, "marked in %s rather than dropped (ECN): %s\n", name, count(l.Marked))
 		}
 		if l.Demoted > 0 {
-			fmt.Fprintf(b, "demoted from %s by the policy: %s\n", name, count(l.Demoted))
+			fmt.Fprintf(b, "demoted into %s: %s\n", name, count(l.Demoted))
 		}
 	}
 	reasons(b, "dropped while sending:", c.TxReasons)

@@ -97,7 +97,7 @@ func lane(w *writer, l label, s *conduit.LaneStatus) {
 		w.counter("bauxite_lane_dropped_total", "Packets dropped in a lane, by reason.", rest, l, label{"reason", "overflow"})
 	}
 	w.counter("bauxite_lane_ecn_marked_total", "Packets marked (ECN) rather than dropped.", s.Marked, l)
-	w.counter("bauxite_lane_demoted_total", "Packets that the policy moved out of a lane.", s.Demoted, l)
+	w.counter("bauxite_lane_demoted_total", "Packets that came into a lane from a higher one, over a budget or beyond the share of Critical.", s.Demoted, l)
 }
 
 func rules(w *writer, p *conduit.PolicyStatus) {
