@@ -18,7 +18,9 @@ const (
 	increase      = 0.10      // per second, of sqrt(rate · increaseScale)
 	increaseScale = 20e6 / 8  // bytes/s
 	untested      = 3 * time.Second
-	maxJumpFails  = 4 // each doubles the time until the next jump
+	undoTime      = 50 * time.Millisecond
+	undoWindow    = 16 * time.Millisecond // of delivery
+	maxJumpFails  = 4                     // each doubles the time until the next jump
 )
 
 // DelayRateConfig tunes a [DelayRate]. The zero value is fit for use.
@@ -93,6 +95,10 @@ type DelayRate struct {
 	jumpAt    time.Duration
 	jumpFails int
 
+	// The rate before a cut for a sudden queue, and until when that may be taken back.
+	undoRate float64
+	undoTo   time.Duration
+
 	beside float64 // what all paths of the uplink are given together; 0 unknown
 
 	noise noise
@@ -121,8 +127,9 @@ func NewDelayRate(cfg DelayRateConfig) *DelayRate {
 		rate: clampRate(cfg.Initial), startup: true, checked: true, grew: never,
 		drainStart: never, drainEnd: never, cutAt: never, high: never,
 		ticked: never, waitFrom: never, lastWait: never, lastLoad: never,
-		train: train{asked: never, left: never, next: never, result: never},
-		open:  open{until: never},
+		undoTo: never,
+		train:  train{asked: never, left: never, next: never, result: never},
+		open:   open{until: never},
 	}
 }
 

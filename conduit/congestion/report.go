@@ -26,6 +26,7 @@ type heard struct {
 	idle   bool          // there was none for some time
 	noisy  bool
 	hard   bool
+	lastQ  float64       // median of the report before, s
 	jump   bool          // a delay that was not there one report ago and is not there for all packets
 	q      float64       // standing queue, s
 	thr    float64       // the most that it may be
@@ -115,8 +116,8 @@ func (c *DelayRate) hear(now time.Duration, r *Report) heard {
 	case !c.drain && now > c.drainEnd+duration(2*h.d) && !c.train.out() && !c.startup:
 		c.noise.loaded(c.qlo, c.packetTime())
 	}
-	lastQ := c.noise.q50
-	h.jump = lastQ < 0.001 && c.qlo < 0.001 && !c.train.out() && now-c.train.result > duration(h.d)
+	h.lastQ = c.noise.q50
+	h.jump = h.lastQ < 0.001 && c.qlo < 0.001 && !c.train.out() && now-c.train.result > duration(h.d)
 	c.noise.remember(now, c.q50, c.qlo, c.qmax)
 
 	h.noisy = c.noisy()
@@ -132,7 +133,7 @@ func (c *DelayRate) hear(now time.Duration, r *Report) heard {
 		h.q = c.noise.standing(now, standingTime)
 		anchorQ = h.q
 	case c.rate >= fastRate:
-		h.q = min(h.q, lastQ)
+		h.q = min(h.q, h.lastQ)
 	}
 	c.q = h.q
 	c.anchor(anchorQ)
@@ -157,6 +158,7 @@ func (c *DelayRate) hear(now time.Duration, r *Report) heard {
 
 // respond changes the rate.
 func (c *DelayRate) respond(h *heard) {
+	c.undo(h)
 	if h.hard && h.loaded && c.capacity > 0 && h.dl < c.capacity && (!c.drain || h.sentAt <= c.drainStart) {
 		// The link falls: the newest sample counts.
 		c.setCapacity(max(h.dl, 0.3*c.capacity))
@@ -180,6 +182,23 @@ func (c *DelayRate) respond(h *heard) {
 		c.search(h)
 	case !c.policed(h):
 		c.grow(h)
+	}
+}
+
+// undo takes back what a stall of the path made of the rate: for some milliseconds
+// nothing came, as where a radio retries, which looks like a link that fell. But what
+// is delivered while the queue of the stall stands is the link's rate again.
+func (c *DelayRate) undo(h *heard) {
+	if h.now >= c.undoTo || h.noisy || !h.loaded || h.q <= h.thr {
+		return
+	}
+	h.dl = max(h.dl, c.delivery(0, undoWindow, true))
+	if h.dl <= c.capacity {
+		return
+	}
+	c.setCapacity(h.dl)
+	if r := min(c.undoRate, cut*h.dl); r > c.rate {
+		c.setRate(r)
 	}
 }
 
@@ -240,8 +259,15 @@ func (c *DelayRate) decrease(h *heard) {
 		}
 		return
 	}
-	if c.jumped {
-		c.jumped, c.jumpFails = false, min(c.jumpFails+1, maxJumpFails)
+	if !h.hard && !c.startup && !c.compete && h.lastQ < h.thr/2 {
+		return // too sudden for what our rate does to a queue: is it still there at the next?
+	}
+	if c.jumped && h.now-c.jumpAt < duration(4*h.d) {
+		c.jumpFails = min(c.jumpFails+1, maxJumpFails)
+	}
+	c.jumped = false
+	if h.lastQ < 0.001 && !c.startup && !h.noisy {
+		c.undoRate, c.undoTo = c.rate, h.now+duration(h.d+h.q)+undoTime
 	}
 	if h.jump && !c.startup {
 		c.noise.event(c.qmax)

@@ -38,7 +38,7 @@ func TestJumpsThatFail(t *testing.T) {
 		return c.rate > 8e6
 	}
 	fail := func(after time.Duration) {
-		c.decrease(&heard{now: c.cutAt + after, sentAt: c.cutAt + after, q: 0.02, thr: 0.0025, dl: 6e6, window: 40 * time.Millisecond})
+		c.decrease(&heard{now: c.cutAt + after, sentAt: c.cutAt + after, q: 0.02, thr: 0.0025, hard: true, d: c.feedback(), dl: 6e6, window: 40 * time.Millisecond})
 	}
 	c.cutAt, c.drainEnd = 0, never
 	for n, wait := range []time.Duration{1, 2, 4, 8, 16, 16} {
@@ -58,5 +58,51 @@ func TestJumpsThatFail(t *testing.T) {
 	grow(19 * time.Second) // no cut since
 	if c.jumpFails != 0 {
 		t.Errorf("%d failures are remembered after a jump that was right", c.jumpFails)
+	}
+}
+
+// A stall of the path is not a link that fell: what is delivered while its queue
+// stands gives the rate back, and no more than there was before.
+func TestUndo(t *testing.T) {
+	for name, tt := range map[string]struct {
+		after time.Duration
+		dl    float64
+		noisy bool
+		want  float64
+	}{
+		"a stall":               {16 * time.Millisecond, 2.47e6, false, cut * 2.47e6},
+		"a burst":               {16 * time.Millisecond, 9e6, false, 2.4e6},
+		"a link that fell":      {16 * time.Millisecond, 0.6e6, false, cut * 1.5e6},
+		"long after":            {time.Second, 2.47e6, false, cut * 1.5e6},
+		"a path like that ever": {16 * time.Millisecond, 2.47e6, true, cut * 1.5e6},
+	} {
+		c := NewDelayRate(DelayRateConfig{})
+		c.startup, c.backlog, c.rtt, c.drainEnd = false, 1, 0.04, never
+		c.setRate(2.4e6)
+		now := 10 * time.Second
+		c.decrease(&heard{now: now, sentAt: now, loaded: true, q: 0.012, thr: 0.0025, hard: true, d: c.feedback(), dl: 1.5e6, window: 40 * time.Millisecond})
+		if c.rate != cut*1.5e6 {
+			t.Fatalf("%s: cut to %.0f", name, c.rate)
+		}
+		c.respond(&heard{now: now + tt.after, sentAt: now, loaded: true, noisy: tt.noisy, q: 0.011, thr: 0.0025, d: c.feedback(), dl: tt.dl, window: 40 * time.Millisecond})
+		if math.Abs(c.rate-tt.want) > 1 {
+			t.Errorf("%s: rate %.0f, want %.0f", name, c.rate, tt.want)
+		}
+	}
+}
+
+// A queue that one report shows, out of nothing, is looked at again before it costs
+// anything.
+func TestOneOddReport(t *testing.T) {
+	c := NewDelayRate(DelayRateConfig{})
+	c.startup, c.backlog, c.rtt, c.drainEnd = false, 1, 0.04, never
+	c.setRate(2.4e6)
+	h := heard{now: 10 * time.Second, sentAt: 10 * time.Second, loaded: true, q: 0.004, thr: 0.0025, d: c.feedback(), dl: 2.3e6, window: 40 * time.Millisecond}
+	if c.decrease(&h); c.rate != 2.4e6 {
+		t.Error("one odd report costs rate")
+	}
+	h.lastQ, h.now, h.sentAt = 0.004, h.now+25*time.Millisecond, h.now+25*time.Millisecond
+	if c.decrease(&h); c.rate != cut*2.3e6 {
+		t.Errorf("two of them leave %.0f", c.rate)
 	}
 }
