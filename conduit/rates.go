@@ -128,6 +128,10 @@ func (m *rates) note(k rateKey, rate float64, now time.Time) {
 	m.mu.Lock()
 	e := m.known[k]
 	if e == nil {
+		if len(m.known) >= snapshot.MaxRates && !m.agedLocked(now) {
+			m.mu.Unlock()
+			return // so many are in use: pushing one out for another would never end
+		}
 		e = new(knownRate)
 		m.putLocked(k, e)
 	}
@@ -140,6 +144,16 @@ func (m *rates) note(k rateKey, rate float64, now time.Time) {
 	if news && m.changed != nil {
 		m.changed()
 	}
+}
+
+// agedLocked reports whether some entry is of before the last minute.
+func (m *rates) agedLocked(now time.Time) bool {
+	for _, e := range m.known {
+		if now.Sub(e.at) > time.Minute {
+			return true
+		}
+	}
+	return false
 }
 
 // putLocked adds an entry; where there are too many the oldest goes.
@@ -235,6 +249,9 @@ func (r *remembering) look() {
 		r.Strategy, r.began = r.fresh(r.m.start(k, limit, time.Now())), false
 	}
 }
+
+// Learns implements congestion.Learner.
+func (r *remembering) Learns() {}
 
 // Beside implements congestion.Sharer.
 func (r *remembering) Beside(total float64) {

@@ -50,6 +50,10 @@ type Strategy interface {
 	State(now time.Duration) State
 }
 
+// Learner is what a [Strategy] has that knows its rate from reports alone. To a peer
+// that sends none nothing should be paced by it.
+type Learner interface{ Learns() }
+
 // Sharer is what a [Strategy] has that wants to know how much the paths beside it
 // are given.
 type Sharer interface {

@@ -257,6 +257,9 @@ func (c *DelayRate) feedback() float64 { return c.rtt + reportEvery }
 // packetTime is how long a full packet takes at the rate, in seconds.
 func (c *DelayRate) packetTime() float64 { return c.packet / c.rate }
 
+// Learns implements [Learner].
+func (c *DelayRate) Learns() {}
+
 // Beside tells what all paths of the uplink are given together, this one included,
 // in bytes per second. Where several share a link, a packet takes the time of the
 // link and not that of a path's share in it: without knowing so, each path would

@@ -132,8 +132,13 @@ func New(cfg Config) *Dataplane {
 		if why == lane.Closed { // the node ends
 			return
 		}
-		if p, ok := b.Dest.(*Peer); ok {
-			p.txDropped.Add(1)
+		switch x := b.Dest.(type) {
+		case *Peer:
+			x.txDropped.Add(1)
+		case *sweepDest:
+			d.sweeping.Store(false)
+		case *flushDest:
+			close(x.done)
 		}
 		d.stats.tx[txOfDrop[why]].Add(1)
 	}})

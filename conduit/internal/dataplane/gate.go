@@ -20,7 +20,10 @@ const (
 	// The kernel charges what a buffer takes, some 1.6 times a full packet.
 	truesize = 1.6
 	minGate  = 8 << 10
-	gateStep = int64(500 * time.Microsecond)
+	// The first look comes after gateStep, the next after twice as long, up to
+	// maxGateStep: a socket that never drains must not cost the processor.
+	gateStep    = int64(500 * time.Microsecond)
+	maxGateStep = int64(8 * time.Millisecond)
 )
 
 // gate holds the uplink's lanes while too much waits behind a socket.
@@ -32,10 +35,11 @@ func (s *sender) gate(l *link, of packet.Lane) {
 	if limit == 0 || l.backlog.Queued() <= limit {
 		return
 	}
-	l.gated, l.gateLimit = true, limit
+	l.gated, l.gateLimit, l.gateStep = true, limit, gateStep
+	l.gateAt = s.now + gateStep
 	l.up.lanes.Hold(packet.Telemetry)
 	s.gated = append(s.gated, l)
-	s.d.lanes.Wake(s.now + gateStep)
+	s.d.lanes.Wake(l.gateAt)
 }
 
 // gateLimit is what may wait behind a socket that sends at these pipes' rates.
@@ -63,7 +67,12 @@ func (s *sender) ungate() {
 		select {
 		case <-l.done: // its uplink may be gone as well
 		default:
+			if s.now < l.gateAt {
+				return false
+			}
 			if l.backlog.Queued() > l.gateLimit {
+				l.gateStep = min(2*l.gateStep, maxGateStep)
+				l.gateAt = s.now + l.gateStep
 				return false
 			}
 		}
@@ -71,7 +80,7 @@ func (s *sender) ungate() {
 		l.up.lanes.Unhold(packet.Telemetry)
 		return true
 	})
-	if len(s.gated) > 0 {
-		s.d.lanes.Wake(s.now + gateStep)
+	for _, l := range s.gated {
+		s.d.lanes.Wake(l.gateAt)
 	}
 }

@@ -40,9 +40,11 @@ type link struct {
 
 	// backlog tells what waits behind the socket; nil where nobody knows.
 	backlog transport.Backlog
-	// gated and gateLimit are the sealing goroutine's.
-	gated     bool // it holds the lanes for the socket's sake
-	gateLimit int
+	// The sealing goroutine's: gated while it holds the lanes for the socket's sake,
+	// until less than gateLimit waits there; it looks at gateAt, then after gateStep.
+	gated            bool
+	gateLimit        int
+	gateAt, gateStep int64
 
 	done chan struct{} // closed by RemoveBind
 	wake chan struct{} // tells the pump that something is parked

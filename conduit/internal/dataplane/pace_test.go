@@ -38,6 +38,9 @@ func (l *listener) Report(_ time.Duration, r *congestion.Report) {
 	l.reports = append(l.reports, *r)
 }
 
+// Learns makes it one that peers without reports are not paced by.
+func (l *listener) Learns() {}
+
 func (l *listener) last() (s congestion.Sent, r congestion.Report) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -202,7 +205,7 @@ func TestNoCopiesOnTwoPaths(t *testing.T) {
 	}
 	p.expect(t, 0, 5)
 	p.a.d.Flush(time.Second)
-	if n := p.a.d.Stats().Copies; n != 0 || len(p.a.peer.out.copies.next) != 2 || p.a.peer.out.copies.pending {
+	if n := p.a.d.Stats().Copies; n != 0 || p.a.peer.out.copies.pending {
 		t.Errorf("%d copies", n)
 	}
 }
@@ -456,4 +459,51 @@ func TestSecondWayIsPaced(t *testing.T) {
 	if c[0].TxPackets != 100 || c[1].TxPackets == 0 || c[1].TxPackets > 30 {
 		t.Errorf("%d packets left on the wide path, %d on the thin one; want 100 and a few", c[0].TxPackets, c[1].TxPackets)
 	}
+}
+
+// What waits for a path that has fallen silent does not wait for that path's tokens
+// when there is another: it has none for long.
+func TestBacklogLeavesASilentPath(t *testing.T) {
+	r := newRig(t)
+	r.sess.caps = wire.CapReport
+	second := newFakeBind()
+	one, two := Path{Bind: 0, Remote: outerB}, Path{Bind: r.d.AddBind(second, 0), Remote: outerB}
+	r.d.cfg.Pacing = func(_ *Peer, path Path) congestion.Strategy {
+		if path == one {
+			return congestion.NewFixed(congestion.MinRate)
+		}
+		return congestion.NewFixed(125e6)
+	}
+	r.d.Track(r.peer, []Path{one, two})
+	r.d.SetWays(r.peer, ways(one))
+	r.d.Activate(r.peer, r.sess)
+	for i := range uint32(100) {
+		r.dev.in <- numbered(i, 1200)
+	}
+	waits := func(path Path) int {
+		st, ok := r.peer.Pacing(path)
+		if !ok {
+			return 0
+		}
+		return st.Lanes[packet.Bulk].Depth
+	}
+	until(t, "most wait", func() bool { return waits(one) >= 80 })
+	// As Critical's copies do.
+	r.peer.statOf(one).pipe.Load().Sent(congestion.Sent{Bytes: 1 << 20})
+	r.d.SetWays(r.peer, ways(two))
+	until(t, "all leave on the other path", func() bool { return waits(one) == 0 && waits(two) == 0 && len(second.out) >= 80 })
+}
+
+// A rate that was set holds for a peer without reports too.
+func TestFixedWithoutReports(t *testing.T) {
+	r := newRig(t)
+	r.d.cfg.Pacing = func(*Peer, Path) congestion.Strategy { return congestion.NewFixed(congestion.MinRate) }
+	path := Path{Bind: 0, Remote: outerB}
+	r.d.Track(r.peer, []Path{path})
+	r.d.SetWays(r.peer, ways(path))
+	r.d.Activate(r.peer, r.sess)
+	for i := range uint32(100) {
+		r.dev.in <- numbered(i, 1200)
+	}
+	until(t, "most wait", func() bool { return r.d.Stats().Lanes[packet.Bulk].Queue.Depth >= 80 })
 }

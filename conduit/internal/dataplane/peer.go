@@ -42,7 +42,7 @@ type Peer struct {
 
 	ways    atomic.Pointer[wayset] // nil: SetWays was never called
 	tracked atomic.Pointer[tracked]
-	mute    atomic.Bool // it sends no reports: what goes to it is not paced
+	mute    atomic.Bool // it sends no reports
 	sources limiter     // EventSource
 	misses  limiter     // Miss
 	carried limiter     // Critical for others

@@ -372,6 +372,7 @@ func (s *sender) follow(p *Peer, set *wayset) {
 	}
 	p.out.followed = set
 	set.seen.Store(true)
+	s.leave(old, set)
 	ring := &p.out.ring
 	s.lost(p, ring.expire(s.now))
 	if ring.n == 0 {
@@ -392,6 +393,34 @@ func (s *sender) follow(p *Peer, set *wayset) {
 			s.resend(slot, added)
 		}
 	}
+}
+
+// leave has what waits for ways that are not used any more go elsewhere now: a path
+// that fell silent may have no tokens for long.
+func (s *sender) leave(old, set *wayset) {
+	if old == nil {
+		return
+	}
+	for l := packet.Telemetry; l < packet.NumLanes; l++ {
+		for i := range old.lanes[l] {
+			pipe := old.lanes[l][i].pipe()
+			if pipe != nil && len(set.lanes[l]) > 0 && !set.paces(pipe) {
+				pipe.Leave()
+			}
+		}
+	}
+}
+
+// paces reports whether Telemetry or Bulk may wait for pipe.
+func (s *wayset) paces(pipe *lane.Pipe) bool {
+	for l := packet.Telemetry; l < packet.NumLanes; l++ {
+		for i := range s.lanes[l] {
+			if s.lanes[l][i].pipe() == pipe {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // resend sends a kept packet once more.

@@ -97,6 +97,7 @@ func (d *Dataplane) pace(st *pathStat, l *link) {
 	if d.cfg.Pacing != nil {
 		strategy = d.cfg.Pacing(st.peer, st.path)
 	}
+	_, st.learns = strategy.(congestion.Learner)
 	st.pipe.Store(l.up.lanes.AddPipe(strategy, overIP(st.path.Remote.Addr())+wire.Overhead))
 }
 
@@ -114,7 +115,7 @@ func (p *Peer) pipe(l packet.Lane, flow uint32) *lane.Pipe {
 }
 
 func (w *way) pipe() *lane.Pipe {
-	if w.stat != nil && !w.stat.peer.mute.Load() {
+	if w.stat != nil && !w.stat.unheard() {
 		if pipe := w.stat.pipe.Load(); pipe != nil {
 			return pipe
 		}
@@ -184,6 +185,10 @@ func mix(h uint64) uint64 {
 	return h ^ h>>33
 }
 
+// unheard reports whether the path's pace would have to be learnt from reports that
+// the peer does not send. It is not paced then.
+func (st *pathStat) unheard() bool { return st.learns && st.peer.mute.Load() }
+
 // PathCounters are what went over one path: datagrams and their bytes, whatever
 // their type. Only what authenticated counts as received, so bonded copies that
 // came second do not.
@@ -213,7 +218,7 @@ func (p *Peer) Pacing(path Path) (Pacing, bool) {
 		return Pacing{}, false
 	}
 	pipe := st.pipe.Load()
-	if pipe == nil {
+	if pipe == nil || st.unheard() {
 		return Pacing{}, false
 	}
 	return Pacing{pipe.State(), int(max(st.copies.Load(), 1))}, true
@@ -225,7 +230,8 @@ type pathStat struct {
 	lastRecv                                         stamp
 	rxPackets, rxBytes, txPackets, txBytes, rxCopies atomic.Uint64
 
-	pipe atomic.Pointer[lane.Pipe] // nil until the path is a way
+	pipe   atomic.Pointer[lane.Pipe] // nil until the path is a way
+	learns bool                      // its strategy is a Learner; set before pipe
 	// copies is how often a Critical packet leaves on the path where it is the only
 	// one: 1, and more where much is lost; 0 means 1.
 	copies atomic.Int32

@@ -117,6 +117,7 @@ func (p *peer) remove(why error) {
 	p.e.courier.Forget(p.info.ID)
 	p.e.cfg.Dataplane.Activate(p.dp, nil)
 	p.e.cfg.Dataplane.SetWays(p.dp, nil)
+	p.e.cfg.Dataplane.Track(p.dp, nil)
 	p.e.cfg.Dataplane.Abandon(p.dp, dataplane.TxNoSession)
 	for _, s := range p.sessions {
 		s.close()

@@ -85,7 +85,10 @@ func (u *Uplink) dequeue(dst []*packet.Buf, now int64) (n int, p *Pipe, ok bool)
 		return 0, nil, true
 	}
 	u.setShare(p)
-	budget := min(p.bucket.budget(), u.bucket.budget())
+	budget := u.bucket.budget()
+	if !p.leaving {
+		budget = min(budget, p.bucket.budget())
+	}
 	if !only {
 		budget = min(budget, u.deficit[c])
 	}

@@ -73,6 +73,7 @@ type Pipe struct {
 	last    int64 // latest time that the strategy was told
 	ticked  int64
 	heardAt int64 // when a report last came; 0 never
+	leaving bool  // what waits goes elsewhere: its pace is that of another pipe
 	startup bool  // the strategy does not know the rate yet
 	train   int   // wire bytes of a train that are to leave; the pipe is in s.trains
 
@@ -118,6 +119,20 @@ func (p *Pipe) closeLocked() {
 	p.setReady(p.bucket.at)
 }
 
+// Leave hands out at once what waits below Critical, whatever the pace: the caller has
+// another path for it. It ends when nothing waits any more.
+func (p *Pipe) Leave() {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.st == nil || !p.waits() {
+		return
+	}
+	p.leaving = true
+	p.endTrain()
+	p.setReady(p.s.now())
+	p.s.signalLocked()
+}
+
 func (p *Pipe) waits() bool { return p.waiting > 0 }
 
 // wire is the wire bytes of class c that wait.
@@ -137,7 +152,7 @@ func (p *Pipe) tick(now int64) {
 	}
 	waiting := p.wire(int(packet.Bulk)) + p.wire(demoted)
 	n := p.st.Tick(p.at(now), waiting)
-	if n > 0 && waiting > 0 && p.train == 0 && p.u.open() > int(packet.Bulk) {
+	if n > 0 && waiting > 0 && p.train == 0 && !p.leaving && p.u.open() > int(packet.Bulk) {
 		p.train = n
 		p.s.trains = append(p.s.trains, p)
 	}
@@ -158,11 +173,10 @@ func (p *Pipe) refill(now int64) {
 	}
 	was := p.bucket.ref
 	p.bucket.refill(now, rate)
-	if p.heardAt != 0 && now-p.heardAt > newsAge && p.bucket.ref < was {
-		p.bucket.ref = was
-	}
 	if ref := p.bucket.ref; ref != was {
-		p.policed.Store(math.Float64bits(ref))
+		if ref > was || p.heardAt == 0 || now-p.heardAt <= newsAge {
+			p.policed.Store(math.Float64bits(ref))
+		}
 		p.maxBytes = math.MaxInt
 		if !math.IsInf(ref, 1) {
 			p.maxBytes = max(minBytes, int(ref*maxWait))
@@ -175,7 +189,7 @@ func (p *Pipe) setReady(now int64) {
 	if p.waiting == 0 {
 		return
 	}
-	if p.bucket.open() {
+	if p.leaving || p.bucket.open() {
 		if p.blocked {
 			p.blocked = false
 			for c := int(packet.Telemetry); c < numClasses; c++ {

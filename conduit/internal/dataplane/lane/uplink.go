@@ -163,7 +163,7 @@ func (u *Uplink) waits(p *Pipe) {
 
 // rests is told that nothing waits for p any more.
 func (u *Uplink) rests(p *Pipe) {
-	p.blocked = false
+	p.blocked, p.leaving = false, false
 	u.waiting.unlink(p)
 	u.s.prune(u)
 }
