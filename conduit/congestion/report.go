@@ -266,7 +266,7 @@ func (c *DelayRate) decrease(h *heard) {
 		c.jumpFails = min(c.jumpFails+1, maxJumpFails)
 	}
 	c.jumped = false
-	if h.lastQ < 0.001 && !c.startup && !h.noisy {
+	if h.hard && h.lastQ < 0.001 && !c.startup && !h.noisy {
 		c.undoRate, c.undoTo = c.rate, h.now+duration(h.d+h.q)+undoTime
 	}
 	if h.jump && !c.startup {

@@ -30,6 +30,8 @@ const (
 	strictFor   = int64(100 * time.Millisecond)
 	strictQueue = int64(300 * time.Millisecond)
 	badQueue    = 5 * time.Millisecond
+	// A rate is found in less than searchTime, unless a flood of Critical is in the way.
+	searchTime = int64(time.Second)
 	// policeLeast is what Critical may have in any case, in bytes per second: with less
 	// there would be nothing worth a link. A rate that falls for want of reports, which
 	// newsAge tells, does not count either: that is no word about the way there.
@@ -74,8 +76,10 @@ type Pipe struct {
 	ticked  int64
 	heardAt int64 // when a report last came; 0 never
 	leaving bool  // what waits goes elsewhere: its pace is that of another pipe
-	startup bool  // the strategy does not know the rate yet
-	train   int   // wire bytes of a train that are to leave; the pipe is in s.trains
+	// waitFrom is since when something waits without a break; 0: nothing does.
+	waitFrom int64
+	startup  bool // the strategy does not know the rate yet
+	train    int  // wire bytes of a train that are to leave; the pipe is in s.trains
 
 	maxBytes int   // of Bulk, on the wire
 	interval int64 // of CoDel
@@ -150,7 +154,9 @@ func (p *Pipe) tick(now int64) {
 	if p.st == nil {
 		return
 	}
-	waiting := p.wire(int(packet.Bulk)) + p.wire(demoted)
+	// What is demoted asks for no rate of its own: it would be one more sender among
+	// those that it is to leave alone.
+	waiting := p.wire(int(packet.Bulk))
 	n := p.st.Tick(p.at(now), waiting)
 	if n > 0 && waiting > 0 && p.train == 0 && !p.leaving && p.u.open() > int(packet.Bulk) {
 		p.train = n
@@ -214,8 +220,14 @@ func (p *Pipe) update(now int64) {
 	p.tick(now)
 	p.refill(now)
 	p.setReady(now)
-	if p.waits() && !p.startup {
-		p.strict(now + strictFor)
+	if !p.waits() {
+		return
+	}
+	if p.waitFrom == 0 {
+		p.waitFrom = max(now, 1)
+	}
+	if p.n[packet.Telemetry]+p.n[packet.Bulk] > 0 && !math.IsInf(p.bucket.rate, 1) && (!p.startup || now-p.waitFrom > searchTime) {
+		p.u.police(now)
 	}
 }
 
@@ -295,17 +307,22 @@ func (p *Pipe) strict(to int64) {
 }
 
 // Police reports whether Critical of size bytes (Buf.N) may enter at now. While
-// others wait for the path, or its queue is long, Critical has Config.CriticalShare
-// of the rate, and a burst of 50 ms of that or 4 KiB; else, and while the rate is
-// not known yet, all that there is.
+// others wait for the uplink, or the path's queue is long, Critical has Config.CriticalShare
+// of the rate, its own or what they are given together, and a burst of 50 ms of that or
+// 4 KiB; else, and while no rate is known yet, all that there is.
 func (p *Pipe) Police(now int64, size int) bool {
-	if now >= p.strictTo.Load() {
+	beside := now < p.u.strictTo.Load()
+	if !beside && now >= p.strictTo.Load() {
 		return true
 	}
-	rate := max(math.Float64frombits(p.policed.Load())*p.s.cfg.CriticalShare, policeLeast)
+	rate := math.Float64frombits(p.policed.Load())
 	if math.IsInf(rate, 1) {
 		return true
 	}
+	if beside { // our own rate may be one that nobody looked for, or that Critical made
+		rate = math.Float64frombits(p.u.policed.Load())
+	}
+	rate = max(rate*p.s.cfg.CriticalShare, policeLeast)
 	k := &p.police
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -110,8 +110,46 @@ func TestBeside(t *testing.T) {
 	other := r.AddUplink().AddPipe(congestion.NewFixed(800e3), 60)
 	r.fill(other, 50, packet.Bulk, 9, 1350)
 	r.fill(p, 50, packet.Bulk, 10, 1350)
+	r.clock += 20 * ms // the sum is not worked out all the time
 	p.Report(&congestion.Report{})
 	if len(st.told) != 1 || st.told[0] != 300e3 {
 		t.Errorf("told of %v, want 300 kB/s: of those two that wait and have a rate", st.told)
+	}
+}
+
+// A flood on a path of which nothing is known is policed by what those beside it are
+// given.
+func TestPoliceBesideAnotherPath(t *testing.T) {
+	r := newRig(t, Config{})
+	u := r.AddUplink()
+	r.fill(u.AddPipe(congestion.NewFixed(1e6), 60), 50, packet.Bulk, 1, 1350)
+	flood := u.AddPipe(&queueStrategy{congestion.NewFixed(100e3), 0, true}, 60)
+	elsewhere := r.AddUplink().AddPipe(congestion.NewFixed(100e3), 60)
+	n := [2]int{}
+	for i, p := range []*Pipe{flood, elsewhere} {
+		for p.Police(r.clock, 940) && n[i] < 1000 {
+			n[i]++
+		}
+	}
+	if n[0] != 20 || n[1] != 1000 { // 50 ms of 400 kB/s
+		t.Errorf("%d packets pass beside Bulk and %d on another uplink, want 20 and all", n[0], n[1])
+	}
+}
+
+// What is demoted on a path of its own is not one more sender beside those that wait.
+func TestDemotedYieldsToOtherPaths(t *testing.T) {
+	r := newRig(t, Config{})
+	u := r.AddUplink()
+	bulk, flood := u.AddPipe(congestion.NewFixed(1e6), 60), u.AddPipe(congestion.NewFixed(1e6), 60)
+	left := map[*Pipe]int{}
+	r.fill(bulk, 400, packet.Bulk, 1, 1350)
+	for range 400 {
+		b := packet.Get()
+		b.N, b.Lane, b.Demoted = 940, packet.Bulk, true
+		r.Enqueue([]*packet.Buf{b}, []*Pipe{flood})
+	}
+	r.run(r.clock+100*ms, 64, func(p *Pipe, b *packet.Buf, _ bool) { left[p] += b.N })
+	if left[bulk] < 90e3 || left[flood] > left[bulk]/4 {
+		t.Errorf("%d bytes of Bulk left, and %d of what is demoted on another path", left[bulk], left[flood])
 	}
 }

@@ -4,6 +4,7 @@ package lane
 
 import (
 	"math"
+	"sync/atomic"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
@@ -41,6 +42,11 @@ type Uplink struct {
 	turn    int // class
 	deficit [numClasses]int
 	share   int // bytes of a turn
+
+	// For Police, which does not lock: until when others wait, and what they are given
+	// together, as bits.
+	strictTo atomic.Int64
+	policed  atomic.Uint64
 
 	givenAt  int64 // when givenSum was worked out; 0 never
 	givenSum float64
@@ -145,6 +151,11 @@ func (u *Uplink) open() int {
 			return l
 		}
 	}
+	// While others wait for their pace, what is demoted waits as well: a path of its
+	// own must not make it one more sender beside them.
+	if u.rings[packet.Telemetry].n+u.rings[packet.Bulk].n == 0 && u.n[packet.Telemetry]+u.n[packet.Bulk] > 0 {
+		return demoted
+	}
 	return numClasses
 }
 
@@ -163,7 +174,7 @@ func (u *Uplink) waits(p *Pipe) {
 
 // rests is told that nothing waits for p any more.
 func (u *Uplink) rests(p *Pipe) {
-	p.blocked, p.leaving = false, false
+	p.blocked, p.leaving, p.waitFrom = false, false, 0
 	u.waiting.unlink(p)
 	u.s.prune(u)
 }
@@ -245,6 +256,12 @@ func (u *Uplink) setShare(p *Pipe) {
 	}
 }
 
+// police notes that packets wait for a pipe whose rate is known.
+func (u *Uplink) police(now int64) {
+	u.policed.Store(math.Float64bits(u.given(now)))
+	u.strictTo.Store(now + strictFor)
+}
+
 // given is what the strategies of the pipes that wait let out together, in bytes per
 // second. It is worked out a hundred times a second at most.
 func (u *Uplink) given(now int64) float64 {
@@ -253,7 +270,7 @@ func (u *Uplink) given(now int64) float64 {
 	}
 	u.givenAt, u.givenSum = max(now, 1), 0
 	for p := u.waiting.head; p != nil; p = p.links[inWaiting].next {
-		if r := p.bucket.ref; !math.IsInf(r, 1) {
+		if r := p.Rate(); !math.IsInf(r, 1) && p.n[packet.Telemetry]+p.n[packet.Bulk] > 0 {
 			u.givenSum += r
 		}
 	}
