@@ -180,15 +180,15 @@ func TestCopies(t *testing.T) {
 				t.Errorf("%d came a second time", binary.BigEndian.Uint32(b[28:]))
 			default:
 			}
-			copies := 0
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			for _, s := range l.sent {
-				copies += s.Copies
-			}
-			if copies != 2*n {
-				t.Errorf("the strategy was told of %d copies, want %d", copies, 2*n)
-			}
+			until(t, "the strategy is told of them", func() bool {
+				copies := 0
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				for _, s := range l.sent {
+					copies += s.Copies
+				}
+				return copies == 2*n
+			})
 		})
 	}
 }

@@ -97,7 +97,8 @@ func (d *Dataplane) pace(st *pathStat, l *link) {
 	if d.cfg.Pacing != nil {
 		strategy = d.cfg.Pacing(st.peer, st.path)
 	}
-	_, st.learns = strategy.(congestion.Learner)
+	_, learns := strategy.(congestion.Learner)
+	st.learns.Store(learns)
 	st.pipe.Store(l.up.lanes.AddPipe(strategy, overIP(st.path.Remote.Addr())+wire.Overhead))
 }
 
@@ -187,7 +188,7 @@ func mix(h uint64) uint64 {
 
 // unheard reports whether the path's pace would have to be learnt from reports that
 // the peer does not send. It is not paced then.
-func (st *pathStat) unheard() bool { return st.learns && st.peer.mute.Load() }
+func (st *pathStat) unheard() bool { return st.learns.Load() && st.peer.mute.Load() }
 
 // PathCounters are what went over one path: datagrams and their bytes, whatever
 // their type. Only what authenticated counts as received, so bonded copies that
@@ -231,7 +232,7 @@ type pathStat struct {
 	rxPackets, rxBytes, txPackets, txBytes, rxCopies atomic.Uint64
 
 	pipe   atomic.Pointer[lane.Pipe] // nil until the path is a way
-	learns bool                      // its strategy is a Learner; set before pipe
+	learns atomic.Bool               // its strategy is a Learner
 	// copies is how often a Critical packet leaves on the path where it is the only
 	// one: 1, and more where much is lost; 0 means 1.
 	copies atomic.Int32

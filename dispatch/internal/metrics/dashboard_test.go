@@ -147,8 +147,10 @@ func TestHandbook(t *testing.T) {
 	if len(names) == 0 {
 		t.Error("no metric in the handbook")
 	}
+	// The golden of the nodes' metrics has all that they write.
+	nodes := string(readTree(t, "edge/internal/metrics/testdata/robot.txt"))
 	for _, n := range names {
-		if exist[n[1]] == nil {
+		if exist[n[1]] == nil && !strings.Contains(nodes, "# TYPE "+n[1]+" ") {
 			t.Errorf("docs/operations.md: there is no metric %s", n[1])
 		}
 	}
