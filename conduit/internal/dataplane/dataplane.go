@@ -91,6 +91,7 @@ type Dataplane struct {
 	cfg      Config // set once in New
 	local    map[netip.Addr]struct{}
 	lanes    *lane.Scheduler
+	urgent   *lane.Uplink // of the peers' pipes for Critical, which no path owns
 	classify *classify.Classifier
 	routes   route.Table[*Peer]
 	sessions sessionTable
@@ -142,6 +143,7 @@ func New(cfg Config) *Dataplane {
 		}
 		d.stats.tx[txOfDrop[why]].Add(1)
 	}})
+	d.urgent = d.lanes.AddUplink()
 	d.reports.init()
 	d.sweeper = time.AfterFunc(time.Hour, func() { d.enqueueRaw(nil, &sweepDest{}) })
 	d.sweeper.Stop()

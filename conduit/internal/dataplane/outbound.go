@@ -164,13 +164,26 @@ func (d *Dataplane) demote(b *packet.Buf, info *packet.Info) {
 	b.Demoted = info.Proto != packet.ProtoTCP && info.Fragment == packet.NotFragment
 }
 
+// urgentOf returns where a peer's Critical waits.
+func (d *Dataplane) urgentOf(p *Peer) *lane.Pipe {
+	if pipe := p.urgent.Load(); pipe != nil {
+		return pipe
+	}
+	p.urgent.CompareAndSwap(nil, d.urgent.AddPipe(nil, 0))
+	return p.urgent.Load()
+}
+
 // queue puts packets into their lanes. It returns pipes, grown to be used again.
 func (d *Dataplane) queue(bufs []*packet.Buf, pipes []*lane.Pipe) []*lane.Pipe {
 	pipes = pipes[:0]
 	for _, b := range bufs {
 		var pipe *lane.Pipe
 		if p, ok := b.Dest.(*Peer); ok {
-			pipe = p.pipe(b.Lane, b.FlowHash)
+			if b.Lane == packet.Critical {
+				pipe = d.urgentOf(p)
+			} else {
+				pipe = p.pipe(b.Lane, b.FlowHash)
+			}
 		}
 		pipes = append(pipes, pipe)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/conduit/identity"
+	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/lane"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/dataplane/seal"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/packet"
 	"github.com/bauxite-mesh/bauxite/conduit/internal/session"
@@ -46,6 +47,10 @@ type Peer struct {
 	sources limiter     // EventSource
 	misses  limiter     // Miss
 	carried limiter     // Critical for others
+
+	// urgent is where the peer's Critical waits, whatever its paths: they change, and
+	// its order does not.
+	urgent atomic.Pointer[lane.Pipe]
 
 	out outbound // the sealing goroutine's
 

@@ -60,12 +60,23 @@ func (d *Dataplane) drainLanes() {
 		s.from, s.train = pipe, train
 		// A run that is coalesced here arrives as one, with one stamp: what is paced so
 		// slowly that this matters leaves singly.
-		s.alone = train || pipe != nil && pipe.Rate() < aloneBelow
+		s.alone = train || s.paceOf(bufs[0], pipe) < aloneBelow
 		s.batch(bufs[:n])
 	}
 	for _, p := range s.ringed {
 		p.out.ring.free()
 	}
+}
+
+// paceOf is the rate of the path that a batch is for; Critical waits at none.
+func (s *sender) paceOf(b *packet.Buf, pipe *lane.Pipe) float64 {
+	if p, ok := b.Dest.(*Peer); ok && b.Lane == packet.Critical {
+		pipe = p.pipe(b.Lane, b.FlowHash)
+	}
+	if pipe == nil {
+		return math.Inf(1)
+	}
+	return pipe.Rate()
 }
 
 // aloneBelow is 200 Mbit/s, in bytes per second.
