@@ -42,7 +42,7 @@ type record struct {
 
 func (r *record) add(now time.Duration, s *Sent) {
 	// No call stands for so much; sums stay sums even so.
-	size, packets := min(max(s.Bytes, 0), 1<<40), min(max(s.Packets, 0), 1<<30)
+	size, packets := min(max(s.Bytes, 0), 1<<30), min(max(s.Packets, 0), 1<<30)
 	r.bytes += uint64(size)
 	if s.Session == 0 {
 		return

@@ -78,7 +78,7 @@ func (r *Receiver) endTrain() {
 	t := &r.train
 	if t.open && !t.broken && t.n >= trainPackets && t.n-1 > int(r.best.packets) {
 		r.best = seen{
-			first: t.first, packets: uint16(min(t.n-1, math.MaxUint16)), bytes: uint32(min(t.bytes, math.MaxUint32)),
+			first: t.first, packets: uint16(min(t.n-1, math.MaxUint16)), bytes: uint32(min(t.bytes, math.MaxInt32)),
 			dispersion: uint32(min(max(t.lastAt-t.firstAt, 0)/1000, math.MaxUint32)),
 		}
 		if 2*t.longest > t.n {
