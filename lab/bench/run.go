@@ -9,10 +9,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/bauxite-mesh/bauxite/lab/build"
@@ -53,6 +55,18 @@ type Program struct {
 type Options struct {
 	Runs int           // how often each case runs
 	Time time.Duration // of a case's load, where it has one; 0 is the default
+}
+
+// Main runs the program with the command line's arguments until it ends or is
+// interrupted, and exits with 1 where a goal was missed.
+func (p Program) Main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := p.Run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, p.Name+":", err)
+		os.Exit(1)
+	}
 }
 
 // Run runs the program. The report goes to standard output, progress to standard

@@ -7,10 +7,11 @@
 //  1. tun.Read   one goroutine per queue, a batch at a time
 //  2. classify   same goroutine: the lane
 //  3. route      same goroutine, immutable snapshot of the mesh's addresses
-//  4. policy     same goroutine: the verdict
+//  4. policy     same goroutine: the verdict, the budget, and what demotes
 //  5. lane       one lock per batch; the reader never waits for the network
-//  6. seal       one goroutine for all, when the packet leaves its lane
-//  7. transport  same goroutine, a batch at a time
+//  6. pace       one goroutine for all: a packet leaves its lane as its path allows
+//  7. seal       same goroutine, then
+//  8. transport  same goroutine, a batch at a time
 //
 // Inbound (inbound.go):
 //
@@ -23,7 +24,8 @@
 // Which session and which paths a peer uses is decided by package engine, which
 // stores its choice in atomic pointers read here. A packet is sealed once and sent
 // byte-identical on all paths of its lane (ways.go); what is sent on a path that
-// comes to Critical's begins with what the path has missed (ring.go).
+// comes to Critical's begins with what the path has missed (ring.go). What came on a
+// path is told its sender (reports.go), whose strategy paces by it.
 package dataplane
 
 import (

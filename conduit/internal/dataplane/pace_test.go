@@ -507,3 +507,40 @@ func TestFixedWithoutReports(t *testing.T) {
 	}
 	until(t, "most wait", func() bool { return r.d.Stats().Lanes[packet.Bulk].Queue.Depth >= 80 })
 }
+
+// A peer's Critical keeps its order while its ways change: it waits at none of them.
+func TestCriticalKeepsItsOrder(t *testing.T) {
+	a := newAsker(t)
+	p := &Peer{}
+	one := Path{Bind: a.d.AddBind(newFakeBind(), 0), Remote: outerA}
+	two := Path{Bind: a.d.AddBind(newFakeBind(), 0), Remote: outerB}
+	a.d.Track(p, []Path{one, two})
+	const n = 50
+	put := func(from int) {
+		for i := range n {
+			b := packet.Get()
+			b.N, b.Dest = from+i, p
+			a.d.queue([]*packet.Buf{b}, nil)
+		}
+	}
+	a.d.SetWays(p, ways(one))
+	put(0)
+	a.d.SetWays(p, ways(two))
+	put(n)
+	out := make([]*packet.Buf, sendBatch)
+	for next := 0; next < 2*n; {
+		got, _, _ := a.d.lanes.Dequeue(out)
+		if got == 0 {
+			t.Fatalf("%d of %d packets came", next, 2*n)
+		}
+		for _, b := range out[:got] {
+			if b.Dest == p {
+				if b.N != next {
+					t.Fatalf("packet %d, want %d", b.N, next)
+				}
+				next++
+			}
+			b.Release()
+		}
+	}
+}

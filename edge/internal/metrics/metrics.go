@@ -192,7 +192,7 @@ func path(w *writer, d *conduit.PathDetail, l []label) {
 	w.gauge("bauxite_path_queue_delay_seconds", "Delay in a path's queue, by the last report.", p.Queue/1000, l...)
 	w.gauge("bauxite_path_delay_noise_seconds", "How much a path's delay scatters by itself.", p.Noise/1000, l...)
 	w.gauge("bauxite_path_loss_ratio", "Share of the packets sent on a path that was lost of late.", p.Loss, l...)
-	w.gauge("bauxite_path_repair_copies", "How often each Telemetry packet is repeated against loss.", float64(p.Copies), l...)
+	w.gauge("bauxite_path_repair_copies", "How often each Critical packet is repeated against loss.", float64(p.Copies), l...)
 	w.gauge("bauxite_path_waiting_bytes", "What waits for a path.", float64(p.Waiting), l...)
 	w.gauge("bauxite_path_pacing_state", "The state of a path's pacing; always 1.", 1, append(slices.Clone(l), label{"state", p.State})...)
 }

@@ -8,12 +8,6 @@
 package main
 
 import (
-	"context"
-	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
-
 	"github.com/bauxite-mesh/bauxite/lab/bench"
 	"github.com/bauxite-mesh/bauxite/lab/latency"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
@@ -31,11 +25,5 @@ var program = bench.Program{
 
 func main() {
 	netns.Reexec()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := program.Run(ctx, os.Args[1:])
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "latency:", err)
-		os.Exit(1)
-	}
+	program.Main()
 }
