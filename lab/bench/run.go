@@ -58,15 +58,16 @@ type Options struct {
 }
 
 // Main runs the program with the command line's arguments until it ends or is
-// interrupted, and exits with 1 where a goal was missed.
-func (p Program) Main() {
+// interrupted. It returns the exit code: 1 where a goal was missed.
+func (p Program) Main() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := p.Run(ctx, os.Args[1:])
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, p.Name+":", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 // Run runs the program. The report goes to standard output, progress to standard

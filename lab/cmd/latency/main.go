@@ -8,6 +8,8 @@
 package main
 
 import (
+	"os"
+
 	"github.com/bauxite-mesh/bauxite/lab/bench"
 	"github.com/bauxite-mesh/bauxite/lab/latency"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
@@ -25,5 +27,5 @@ var program = bench.Program{
 
 func main() {
 	netns.Reexec()
-	program.Main()
+	os.Exit(program.Main())
 }

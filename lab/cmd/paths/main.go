@@ -8,6 +8,8 @@
 package main
 
 import (
+	"os"
+
 	"github.com/bauxite-mesh/bauxite/lab/bench"
 	"github.com/bauxite-mesh/bauxite/lab/netns"
 	"github.com/bauxite-mesh/bauxite/lab/paths"
@@ -26,5 +28,5 @@ var program = bench.Program{
 
 func main() {
 	netns.Reexec()
-	program.Main()
+	os.Exit(program.Main())
 }
