@@ -126,11 +126,11 @@ func foreignPlan(load time.Duration) bench.Scenario {
 	o := FillOptions{Bottleneck: Bottleneck{Where: Router, Rate: 20 * mbit}, Flows: 4, Load: load}
 	return bench.Scenario{
 		Name: "foreign", Title: "Beside a foreign flow",
-		Text: "A CUBIC flow of a third host shares the 20 Mbit/s, outside the tunnel: alone, then with 4 TCP flows of Bulk beside it, then those alone. The queue is the foreign flow's; no one can lower it from here.",
+		Text: "A CUBIC flow of a third host shares the 20 Mbit/s, outside the tunnel: alone from its first loss on, then with 4 TCP flows of Bulk beside it, then those alone. The queue is the foreign flow's; no one can lower it from here. Bulk has had the link for 6 s before, so that the floor, a share of what the link gave in the last ten minutes, is known.",
 		Cases: []bench.Case{{
-			Name: "one CUBIC flow", Limit: limit(load), Rivals: true, Alone: true,
+			Name: "one CUBIC flow", Limit: limit(2*load), Rivals: true, Alone: true,
 			Do: func(ctx context.Context, lab *netns.Lab, s *bench.Sheet, sys world.System) error {
-				r, err := Foreign(ctx, lab, sys, o)
+				r, err := Foreign(ctx, lab, sys, o, false)
 				if err != nil {
 					return err
 				}
@@ -143,6 +143,19 @@ func foreignPlan(load time.Duration) bench.Scenario {
 				s.Add("the tunnel's share", "%", bench.Median, 100*r.Share).Least(20)
 				s.Count("requests lost with Bulk", r.Loaded.Lost())
 				s.MS("p99 after it has left", bench.Median, r.Left.P99)
+				s.Add("of the link after it has left", "%", bench.Median, 100*r.LeftShare)
+				return nil
+			},
+		}, {
+			Name: "one CUBIC flow, the link unknown", Limit: limit(2*load), Alone: true,
+			Do: func(ctx context.Context, lab *netns.Lab, s *bench.Sheet, sys world.System) error {
+				r, err := Foreign(ctx, lab, sys, o, true)
+				if err != nil {
+					return err
+				}
+				s.MS("p99 beside the foreign flow alone", bench.Median, r.Alone.P99)
+				s.MS("p99 that Bulk adds", bench.Median, r.Loaded.P99-r.Alone.P99).AtMost(3)
+				s.Add("the tunnel's share", "%", bench.Median, 100*r.Share)
 				s.Add("of the link after it has left", "%", bench.Median, 100*r.LeftShare)
 				return nil
 			},

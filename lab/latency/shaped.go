@@ -24,6 +24,12 @@ var probeLane = fmt.Sprintf("[[lane]]\nlane = \"critical\"\nproto = \"udp\"\npor
 // startTime is the part of a load that is reported apart.
 const startTime = 2 * time.Second
 
+// acquaintTime is for how long Bulk has had the link before a foreign flow comes.
+const acquaintTime = 6 * time.Second
+
+// overflowTime bounds how long a flow may take to fill the bottleneck's queue.
+const overflowTime = 40 * time.Second
+
 // enough is the share of a link that counts as all of it.
 const enough = 0.85
 
@@ -201,8 +207,9 @@ type Beside struct {
 }
 
 // Foreign runs a TCP flow of a third host through the bottleneck, which must be a
-// Router: alone, with Bulk beside it for o.Load, and Bulk alone again.
-func Foreign(ctx context.Context, lab *netns.Lab, sys world.System, o FillOptions) (Beside, error) {
+// Router: alone, with Bulk beside it, and Bulk alone again. Unless fresh is set, Bulk
+// has had the link before, so that the tunnel knows what it can give.
+func Foreign(ctx context.Context, lab *netns.Lab, sys world.System, o FillOptions, fresh bool) (Beside, error) {
 	var r Beside
 	o = o.withDefaults()
 	o.Where = Router
@@ -216,30 +223,43 @@ func Foreign(ctx context.Context, lab *netns.Lab, sys world.System, o FillOption
 	if err != nil {
 		return r, err
 	}
+	if r.Idle, _, err = s.idle(ctx, o.Idle); err != nil {
+		return r, err
+	}
+	if !fresh {
+		if err := s.acquaint(ctx, o); err != nil {
+			return r, err
+		}
+	}
 	start, err := s.bulk(ctx, o.Flows, o.Flood)
 	if err != nil {
 		return r, err
 	}
-	if r.Idle, _, err = s.idle(ctx, o.Idle); err != nil {
-		return r, err
-	}
+	m := s.meter()
 	foreign := probe.StartBulk([]net.Conn{out}, []net.Conn{in})
 	s.p.OnClose(foreign.Close)
-	if err := world.Pause(ctx, 3*time.Second); err != nil {
+	if err := s.overflow(ctx); err != nil {
 		return r, err
 	}
-	if r.Alone, _, err = s.idle(ctx, max(o.Load/3, o.Idle)); err != nil {
+	if r.Alone, _, err = s.idle(ctx, o.Load); err != nil {
 		return r, err
 	}
-	m := s.meter()
 	start()
 	if err := world.Pause(ctx, startTime); err != nil {
 		return r, err
 	}
 	began, theirs := time.Now(), foreign.Bytes()
-	if r.Loaded, _, err = s.idle(ctx, o.Load); err != nil {
+	t, err := s.trips()
+	if err != nil {
 		return r, err
 	}
+	pauseErr := world.Pause(ctx, o.Load)
+	s.note(ctx, "beside")
+	loaded, err := t.Stop(ctx)
+	if err = errors.Join(pauseErr, err); err != nil {
+		return r, err
+	}
+	r.Loaded = loaded.All()
 	end := time.Now()
 	// What its segments of 1448 bytes are on the wire.
 	wire := float64(foreign.Bytes()-theirs) * 1514 / 1448 / end.Sub(began).Seconds()
@@ -255,10 +275,42 @@ func Foreign(ctx context.Context, lab *netns.Lab, sys world.System, o FillOption
 	if err := m.end(); err != nil {
 		return r, err
 	}
+	s.trace("beside", began, m, loaded)
 	link := float64(o.Rate) / 8
 	r.Share = (m.rate(began, end) - wire) / link
 	r.LeftShare = m.rate(left, over) / link
 	return r, nil
+}
+
+// acquaint has Bulk use the link for some seconds.
+func (s *site) acquaint(ctx context.Context, o FillOptions) error {
+	start, err := s.bulk(ctx, o.Flows, o.Flood)
+	if err != nil {
+		return err
+	}
+	l := start()
+	defer l.close()
+	return world.Pause(ctx, acquaintTime)
+}
+
+// overflow waits until the bottleneck has dropped something, so that a flow which
+// fills it has come to where it stays.
+func (s *site) overflow(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, overflowTime)
+	defer cancel()
+	before, err := s.sent()
+	if err != nil {
+		return err
+	}
+	for {
+		now, err := s.sent()
+		if err != nil || now.Dropped > before.Dropped {
+			return err
+		}
+		if err := world.Pause(ctx, meterEvery); err != nil {
+			return fmt.Errorf("wait for the queue to overflow: %w", err)
+		}
+	}
 }
 
 // dial makes a TCP connection outside the tunnel.

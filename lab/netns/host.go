@@ -4,9 +4,11 @@ package netns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -83,7 +85,7 @@ func (h *Host) DialUDP(addr netip.AddrPort) (*net.UDPConn, error) {
 func (h *Host) ListenTCP(addr string) (net.Listener, error) {
 	var ln net.Listener
 	err := h.Do(func() (err error) {
-		ln, err = new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
+		ln, err = (&net.ListenConfig{Control: cubic}).Listen(context.Background(), "tcp", addr)
 		return err
 	})
 	return ln, err
@@ -94,10 +96,20 @@ func (h *Host) DialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, erro
 	var c net.Conn
 	err := h.Do(func() (err error) {
 		// A single numeric address is dialled on the calling goroutine.
-		c, err = new(net.Dialer).DialContext(ctx, "tcp", addr.String())
+		c, err = (&net.Dialer{Control: cubic}).DialContext(ctx, "tcp", addr.String())
 		return err
 	})
 	return c, err
+}
+
+// cubic gives a TCP socket, and those that a listener accepts, the congestion control
+// that Linux has by default: the machine that runs the lab may prefer another one.
+func cubic(_, _ string, c syscall.RawConn) error {
+	var setErr error
+	err := c.Control(func(fd uintptr) {
+		setErr = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
+	})
+	return errors.Join(err, setErr)
 }
 
 // Network is something that hosts attach to: a WAN, a switch, a NAT box.
