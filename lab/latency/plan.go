@@ -128,7 +128,7 @@ func foreignPlan(load time.Duration) bench.Scenario {
 		Name: "foreign", Title: "Beside a foreign flow",
 		Text: "A CUBIC flow of a third host shares the 20 Mbit/s, outside the tunnel: alone from its first loss on, then with 4 TCP flows of Bulk beside it, then those alone. The queue is the foreign flow's; no one can lower it from here. Bulk has had the link for 6 s before, so that the floor, a share of what the link gave in the last ten minutes, is known.",
 		Cases: []bench.Case{{
-			Name: "one CUBIC flow", Limit: limit(2*load), Rivals: true, Alone: true,
+			Name: "one CUBIC flow", Limit: limit(2 * load), Rivals: true, Alone: true,
 			Do: func(ctx context.Context, lab *netns.Lab, s *bench.Sheet, sys world.System) error {
 				r, err := Foreign(ctx, lab, sys, o, false)
 				if err != nil {
@@ -147,7 +147,7 @@ func foreignPlan(load time.Duration) bench.Scenario {
 				return nil
 			},
 		}, {
-			Name: "one CUBIC flow, the link unknown", Limit: limit(2*load), Alone: true,
+			Name: "one CUBIC flow, the link unknown", Limit: limit(2 * load), Alone: true,
 			Do: func(ctx context.Context, lab *netns.Lab, s *bench.Sheet, sys world.System) error {
 				r, err := Foreign(ctx, lab, sys, o, true)
 				if err != nil {
